@@ -1,0 +1,105 @@
+"""The ClientApp: says who it is, trains, and evaluates on held-out samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+import fedleak
+from clients.training import reproducible, train
+from fedleak.models.evaluation import evaluate
+from fedleak.records import DISCLOSURE
+from fedleak.scenario import Scenario, load_scenario, prepare
+from fedleak.seeding import derive
+
+
+def client_app(scenario_of: Callable[[Context], Scenario]) -> ClientApp:
+    """Make the ClientApp of a federation.
+
+    Args:
+        scenario_of: Tells which scenario a run is about; evaluated on the client.
+    """
+    app = ClientApp()
+
+    @app.query()
+    def identify(message: Message, context: Context) -> Message:
+        """Tell the server which partition this node holds."""
+        identity = ConfigRecord(
+            {"partition-id": _partition(context), "version": fedleak.__version__}
+        )
+        return Message(RecordDict({DISCLOSURE: identity}), reply_to=message)
+
+    @app.train()
+    def train_round(message: Message, context: Context) -> Message:
+        """Train on this round's batches; return parameters, metrics and facts."""
+        scenario = scenario_of(context)
+        prepared = prepare(scenario)
+        client, (arrays, config) = _partition(context), _contents(message)
+        round = _int(config["server-round"])
+        mu = config.get("proximal-mu", 0.0)
+        facts = prepared.facts(client, round, float(mu) if isinstance(mu, (int, float)) else 0.0)
+        with reproducible(derive(scenario.seed, "training", client=client, round=round)):
+            model = prepared.model()
+            model.load_state_dict(arrays.to_torch_state_dict())
+            loss = train(
+                model,
+                prepared.splits.train,
+                prepared.batches(client, round),
+                facts,
+                torch.device(scenario.client.device),
+            )
+        disclosed = {k.replace("_", "-"): v for k, v in dataclasses.asdict(facts).items()}
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord(model.cpu().state_dict()),
+                "metrics": MetricRecord({"num-examples": facts.examples, "train_loss": loss}),
+                DISCLOSURE: ConfigRecord({"partition-id": client, **disclosed}),
+            }
+        )
+        return Message(content, reply_to=message)
+
+    @app.evaluate()
+    def evaluate_round(message: Message, context: Context) -> Message:
+        """Test the global model on this client's held-out samples."""
+        scenario = scenario_of(context)
+        prepared = prepare(scenario)
+        arrays, _ = _contents(message)
+        _, heldout = prepared.local(_partition(context))
+        with reproducible(derive(scenario.seed, "evaluation")):
+            model = prepared.model()
+            model.load_state_dict(arrays.to_torch_state_dict())
+            result = evaluate(
+                model.to(scenario.client.device), prepared.splits.train, heldout
+            )
+        metrics = MetricRecord({"num-examples": len(heldout), **result})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    return app
+
+
+def scenario_of_run(context: Context) -> Scenario:
+    """The scenario that ``flwr run`` was given in its run config."""
+    return load_scenario(str(context.run_config["scenario"]))
+
+
+def _partition(context: Context) -> int:
+    return _int(context.node_config["partition-id"])
+
+
+def _contents(message: Message) -> tuple[ArrayRecord, ConfigRecord]:
+    return (
+        next(iter(message.content.array_records.values())),
+        next(iter(message.content.config_records.values())),
+    )
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+app = client_app(scenario_of_run)

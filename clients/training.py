@@ -1,0 +1,80 @@
+"""Local training of one client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedleak.records import Dataset, Indices, TrainingFacts
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Make what happens inside depend on the seed alone.
+
+    Dropout draws from the seed, and arithmetic runs on one thread: the order of
+    floating-point sums, and with it the last bits of an update, depends on the number
+    of threads, and engines give clients different numbers of them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    batches: Sequence[Indices],
+    facts: TrainingFacts,
+    device: torch.device,
+) -> float:
+    """Train in place with SGD on the given batches.
+
+    Args:
+        model: Holds the parameters received; afterwards those to send back.
+        dataset: Where the batches' indices point.
+        batches: Samples of each step, in order.
+        facts: Learning rate, momentum, weight decay, proximal term, mode.
+        device: Where to compute.
+
+    Returns:
+        Mean cross-entropy over the samples of all steps, each before its step.
+    """
+    model.to(device).train(facts.train_mode)
+    received = [parameter.detach().clone() for parameter in model.parameters()]
+    optimiser = torch.optim.SGD(
+        model.parameters(),
+        lr=facts.lr,
+        momentum=facts.momentum,
+        weight_decay=facts.weight_decay,
+    )
+    total, count = 0.0, 0
+    for batch in batches:
+        inputs = torch.from_numpy(dataset.pixels(batch)).to(device)
+        labels = torch.from_numpy(dataset.labels[batch]).to(device)
+        loss = functional.cross_entropy(model(inputs), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        if facts.proximal_mu:
+            _add_proximal_term(model, received, facts.proximal_mu)
+        optimiser.step()
+        total += float(loss.detach()) * len(batch)
+        count += len(batch)
+    return total / count
+
+
+def _add_proximal_term(model: nn.Module, received: Sequence[Tensor], mu: float) -> None:
+    # FedProx (Li et al., 2020): mu/2 ||w - w_received||^2, added to the gradient as
+    # weight decay is, so that the loss reported stays the plain one.
+    for parameter, start in zip(model.parameters(), received, strict=True):
+        assert parameter.grad is not None
+        parameter.grad.add_(parameter.detach() - start, alpha=mu)

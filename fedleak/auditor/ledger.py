@@ -1,0 +1,36 @@
+"""The ledger: one Parquet row per score."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fedleak.captures import write_atomic
+
+SCHEMA = pa.schema(
+    [
+        ("cell", pa.string()),
+        ("round", pa.int64()),
+        ("client", pa.string()),
+        ("attack", pa.string()),
+        ("sample", pa.int64()),
+        ("match", pa.int64()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("layer", pa.string()),
+    ]
+)
+"""Columns of ``results.parquet``. ``sample`` is the index of the true sample, -1 for a
+value of the whole cell; ``match`` the index of its reconstruction, -1 for none."""
+
+
+def write_ledger(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write all rows; replaces the file atomically."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), buffer)
+    write_atomic(path, buffer.getvalue())

@@ -1,0 +1,70 @@
+"""From a capture to what an attack may see of it."""
+
+from __future__ import annotations
+
+import torch
+
+from fedleak.auditor.subject import Subject
+from fedleak.errors import CaptureError
+from fedleak.records import Arrays, Capture, Observation, TrainingFacts
+
+
+def observe(capture: Capture, subject: Subject) -> Observation:
+    """Make the observation of one capture. It holds nothing that the client kept.
+
+    The update is formed in float64 from the float32 parameters that travelled, so the
+    only rounding in it is the one on the wire.
+
+    Raises:
+        CaptureError: The capture's arrays are not those of the model, or the client's
+            learning rate, batch size or steps are unknown.
+    """
+    facts = capture.facts or _assumed(capture, subject)
+    sent = _by_model_name(capture.sent, capture, subject)
+    received = _by_model_name(capture.received, capture, subject)
+    parameters = {name for name, _ in subject.model.named_parameters()}
+    return Observation(
+        model=subject.model,
+        parameters={name: sent[name].float() for name in sent if name in parameters},
+        buffers={name: sent[name] for name in sent if name not in parameters},
+        update={
+            name: ((sent[name].double() - received[name].double()) / facts.lr).float()
+            for name in sent
+            if name in parameters
+        },
+        facts=facts,
+        input_shape=subject.input_shape,
+        classes=subject.classes,
+    )
+
+
+def _by_model_name(
+    arrays: Arrays, capture: Capture, subject: Subject
+) -> dict[str, torch.Tensor]:
+    """Arrays under the model's own names, in its order."""
+    state = subject.model.state_dict()
+    if set(arrays) != set(state) and len(arrays) == len(state) and all(k.isdigit() for k in arrays):
+        # A list of NumPy arrays travels under the names "0", "1", ... in the state
+        # dict's order.
+        arrays = dict(zip(state, (arrays[key] for key in sorted(arrays, key=int)), strict=True))
+    where = f"round {capture.round}, {capture.client}"
+    if missing := sorted(set(state) ^ set(arrays)):
+        raise CaptureError(f"{where}: the capture is of another model, it differs in {missing}")
+    for name, tensor in state.items():
+        if tuple(arrays[name].shape) != tuple(tensor.shape):
+            raise CaptureError(
+                f"{where}: {name} has shape {tuple(arrays[name].shape)} in the capture and "
+                f"{tuple(tensor.shape)} in the model"
+            )
+    return {name: torch.from_numpy(arrays[name].copy()) for name in state}
+
+
+def _assumed(capture: Capture, subject: Subject) -> TrainingFacts:
+    try:
+        return TrainingFacts(**subject.facts)  # type: ignore[arg-type]
+    except TypeError:
+        raise CaptureError(
+            f"round {capture.round}, {capture.client}: learning rate, batch size, steps or "
+            "examples are unknown; give them with --fact, for example --fact lr=0.1 "
+            "--fact batch_size=4 --fact steps=1 --fact examples=4"
+        ) from None

@@ -1,0 +1,60 @@
+"""Scores: reconstructions against the truth. The only place that holds both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from fedleak.auditor.cells import finished, reconstruction_of
+from fedleak.auditor.subject import Subject
+from fedleak.captures import RunLayout, write_atomic
+from fedleak.measures import SCORES, match
+from fedleak.records import Truth
+
+Row = dict[str, Any]
+
+
+def score_cells(layout: RunLayout, subject: Subject) -> Iterator[Row]:
+    """Score every finished cell whose truth is known.
+
+    Yields one row per true sample and score, for the results table. A true sample that
+    no reconstruction was matched to has no image scores; ``match`` is -1 there, and its
+    label counts as not recovered.
+    """
+    for outcome in finished(layout):
+        if outcome.status != "done":
+            continue
+        truth = subject.truth(outcome.round, outcome.client)
+        if truth is None:
+            continue
+        _keep_original(layout, outcome.round, outcome.client, truth)
+        reconstruction = reconstruction_of(layout, outcome)
+        matches = match(reconstruction, truth)
+        for score in SCORES:
+            values = score().score(reconstruction, truth, matches)
+            for sample, (matched, value) in enumerate(zip(matches, values, strict=True)):
+                yield {
+                    "cell": outcome.cell,
+                    "round": outcome.round,
+                    "client": outcome.client,
+                    "attack": outcome.attack,
+                    "sample": sample,
+                    "match": int(matched),
+                    "metric": score.kind_name(),
+                    "value": float(value),
+                    "layer": None,
+                }
+
+
+def _keep_original(layout: RunLayout, round: int, client: str, truth: Truth) -> None:
+    """Keep the true samples beside the scores, for the report's pictures."""
+    path = layout.original(round, client)
+    if not path.exists():
+        tensors = {
+            "inputs": torch.from_numpy(truth.inputs),
+            "labels": torch.from_numpy(truth.labels),
+        }
+        write_atomic(path, safetensors.torch.save(tensors))

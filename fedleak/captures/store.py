@@ -1,0 +1,194 @@
+"""The capture store: what the central party kept, on disk.
+
+A round is committed as a whole. Its files are written to a temporary directory that is
+renamed into place, and only then does the manifest, itself replaced atomically, name
+the round. A reader therefore sees whole rounds only, and every file it opens is checked
+against the SHA-256 in the manifest.
+
+Parameters sent to several clients are written once per round and named by each of them:
+an honest server sends everybody the same model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors_numpy
+
+from fedleak.captures.layout import RunLayout, write_atomic
+from fedleak.errors import CaptureError, ResourceError
+from fedleak.records import Arrays, Capture, TrainingFacts
+
+FORMAT = 1
+
+
+class CaptureStore:
+    """Captures of one run, kept under its run directory.
+
+    Args:
+        root: The run directory. It need not exist yet; the first commit creates it.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.layout = RunLayout(Path(root))
+
+    def commit(
+        self,
+        round: int,
+        captures: Sequence[Capture],
+        *,
+        absent: Sequence[str] = (),
+        rejected: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write one round and make it visible.
+
+        Args:
+            round: Round number, from 1.
+            captures: Usable updates of the round, in any order.
+            absent: Clients that were asked and did not deliver.
+            rejected: Clients whose update was refused, with the reason.
+
+        Raises:
+            ResourceError: The run directory cannot be written, or the round was
+                committed before: captures are append-only.
+        """
+        manifest = self._read_manifest()
+        if str(round) in manifest["rounds"]:
+            raise ResourceError(
+                f"round {round} is in {self.layout.manifest} already; "
+                "captures are append-only, use a new run directory"
+            )
+        folder = self.layout.round(round)
+        partial = folder.with_name(folder.name + ".partial")
+        clients: dict[str, Any] = {}
+        try:
+            # Both can be left over from a run that was killed before its manifest named them.
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.mkdir(parents=True)
+            # Captures hold personal data in all but name.
+            folder.parent.chmod(0o700)
+            for capture in sorted(captures, key=lambda capture: capture.client):
+                received = self._write_arrays(partial, capture.client, capture.received)
+                sent = self._write_sent(partial, capture.sent)
+                facts = dataclasses.asdict(capture.facts) if capture.facts else None
+                clients[capture.client] = {**received, "sent": sent, "facts": facts}
+            partial.rename(folder)
+        except OSError as error:
+            raise ResourceError(f"cannot write {folder}: {error.strerror or error}") from error
+        manifest["rounds"][str(round)] = {
+            "committed": datetime.now(UTC).isoformat(timespec="seconds"),
+            "clients": clients,
+            "absent": sorted(absent),
+            "rejected": dict(rejected or {}),
+            "metrics": {},
+        }
+        self._write_manifest(manifest)
+
+    def record_metrics(self, round: int, metrics: Mapping[str, float]) -> None:
+        """Add what the central party measured after a committed round (accuracy, loss)."""
+        manifest = self._read_manifest()
+        manifest["rounds"][str(round)]["metrics"].update(metrics)
+        self._write_manifest(manifest)
+
+    def rounds(self) -> list[int]:
+        """Committed rounds, ascending."""
+        return sorted(int(number) for number in self._read_manifest()["rounds"])
+
+    def clients(self, round: int) -> list[str]:
+        """Clients captured in a committed round, ascending."""
+        return sorted(self._round(round)["clients"])
+
+    def load(self, round: int, client: str) -> Capture:
+        """Read one capture and check it against the manifest.
+
+        Raises:
+            CaptureError: The file is missing, cut short or altered; names the file.
+        """
+        entry = self._round(round)["clients"].get(client)
+        if entry is None:
+            raise CaptureError(f"{self.layout.manifest}: no {client} in round {round}")
+        facts = entry["facts"]
+        return Capture(
+            round=round,
+            client=client,
+            sent=self._read_arrays(entry["sent"]),
+            received=self._read_arrays(entry),
+            facts=TrainingFacts(**facts) if facts else None,
+        )
+
+    def _write_arrays(self, folder: Path, name: str, arrays: Arrays) -> dict[str, Any]:
+        content = safetensors_numpy.save({key: np.ascontiguousarray(a) for key, a in arrays.items()})
+        (folder / f"{name}.safetensors").write_bytes(content)
+        final = folder.name.removesuffix(".partial")
+        return {
+            "file": f"captures/{final}/{name}.safetensors",
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "bytes": len(content),
+        }
+
+    def _write_sent(self, folder: Path, arrays: Arrays) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for key, array in arrays.items():
+            digest.update(key.encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        name = f"sent-{digest.hexdigest()[:12]}"
+        path = folder / f"{name}.safetensors"
+        if not path.exists():
+            return self._write_arrays(folder, name, arrays)
+        content = path.read_bytes()
+        return {
+            "file": f"captures/{folder.name.removesuffix('.partial')}/{path.name}",
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "bytes": len(content),
+        }
+
+    def _read_arrays(self, entry: Mapping[str, Any]) -> Arrays:
+        path = self.layout.root / entry["file"]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise CaptureError(f"{path}: {error.strerror or error}") from error
+        if len(content) != entry["bytes"]:
+            raise CaptureError(
+                f"{path} has {len(content)} bytes, the manifest says {entry['bytes']}: cut short"
+            )
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise CaptureError(f"{path} differs from the manifest's SHA-256: it was altered")
+        try:
+            return safetensors_numpy.load(content)
+        except SafetensorError as error:
+            raise CaptureError(f"{path} is no safetensors file: {error}") from error
+
+    def _round(self, round: int) -> dict[str, Any]:
+        rounds: dict[str, dict[str, Any]] = self._read_manifest()["rounds"]
+        if str(round) not in rounds:
+            known = ", ".join(rounds) or "none"
+            raise CaptureError(f"{self.layout.manifest}: no round {round} (committed: {known})")
+        return rounds[str(round)]
+
+    def _read_manifest(self) -> dict[str, Any]:
+        path = self.layout.manifest
+        try:
+            manifest: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {"format": FORMAT, "rounds": {}}
+        except (OSError, ValueError) as error:
+            raise CaptureError(f"{path} cannot be read: {error}") from error
+        if manifest.get("format") != FORMAT:
+            raise CaptureError(
+                f"{path} has format {manifest.get('format')!r}; this FedLeak reads {FORMAT}"
+            )
+        return manifest
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_atomic(self.layout.manifest, json.dumps(manifest, indent=1).encode())

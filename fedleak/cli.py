@@ -1,0 +1,335 @@
+"""The ``fedleak`` command. Commands parse, call and print; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from fedleak import __version__
+from fedleak.errors import ExpectationMissed, FedLeakError, Problem, ScenarioError
+
+if TYPE_CHECKING:
+    from fedleak.auditor import Audited, Subject
+    from fedleak.scenario import Scenario
+
+app = typer.Typer(
+    name="fedleak",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Measures what federated learning gives away: run or deploy a federation, "
+    "intercept its updates, attack them, and see what leaked.\n\n"
+    "Start with: [bold]fedleak run scenarios/quickstart.toml[/]",
+)
+out = Console(highlight=False)
+
+ScenarioPath = Annotated[Path, typer.Argument(help="Scenario file (TOML).")]
+RunPath = Annotated[Path, typer.Argument(help="Run directory.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a value of the scenario."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is told in a sentence, a bug shows its traceback."""
+    try:
+        app()
+    except FedLeakError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            *_explain(error), sep="\n", markup=False
+        )
+        sys.exit(error.exit_code)
+
+
+def _explain(error: FedLeakError) -> list[str]:
+    if isinstance(error, ScenarioError):
+        count = len(error.problems)
+        head = "1 problem in the scenario:" if count == 1 else f"{count} problems in the scenario:"
+        return [head, *(f"  {problem}" for problem in error.problems)]
+    return [f"Error: {error}"]
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write.")] = Path("scenario.toml"),
+) -> None:
+    """Write a commented scenario to start from.
+
+    Example: fedleak init my-scenario.toml
+    """
+    from fedleak.scenario.template import write_template
+
+    write_template(path)
+    out.print(f"Wrote {path}. Next: fedleak run {path}", markup=False)
+
+
+@app.command()
+def validate(scenario: ScenarioPath, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a scenario: its values, its data, its model, the resources it needs.
+
+    Example: fedleak validate scenarios/quickstart.toml --set client.batch_size=4
+    """
+    with _waiting("Checking the scenario"):
+        from fedleak.federation.resources import estimate
+        from fedleak.scenario import load_scenario, prepare
+
+        prepared = prepare(load_scenario(scenario, set_ or ()))
+        needed = estimate(prepared)
+    sizes = [len(partition) for partition in prepared.partitions]
+    if as_json:
+        print(
+            json.dumps(
+                {"valid": True, "samples_per_client": sizes, **dataclasses.asdict(needed)}
+            )
+        )
+        return
+    out.print(f"{scenario} is valid.", markup=False)
+    out.print(
+        f"{len(sizes)} clients hold {min(sizes)} to {max(sizes)} samples each; the run needs at "
+        f"most {needed.memory / 2**20:.0f} MiB of memory and {needed.disk / 2**20:.0f} MiB of disk."
+    )
+
+
+@app.command()
+def run(
+    scenario: ScenarioPath,
+    set_: Overrides = None,
+    runs: Annotated[Path, typer.Option(help="Where run directories are made.")] = Path("runs"),
+    directory: Annotated[
+        Path | None, typer.Option("--out", help="Exact run directory; must not exist.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a scenario: federation, interception, audit, report.
+
+    Example: fedleak run scenarios/quickstart.toml --set federation.rounds=2
+    """
+    from fedleak.captures import RunLayout
+
+    with _progress() as progress:
+        task = progress.add_task("Loading", total=None, note="")
+        from fedleak.federation import run as run_federation
+        from fedleak.scenario import load_scenario
+
+        checked = load_scenario(scenario, set_ or ())
+        progress.update(task, description="Federation", total=checked.federation.rounds)
+
+        def on_round(number: int, metrics: dict[str, float]) -> None:
+            accuracy = metrics.get("accuracy")
+            note = "" if accuracy is None else f"accuracy {accuracy:.0%}"
+            progress.update(task, completed=number, note=note)
+
+        place = run_federation(checked, runs=runs, directory=directory, on_round=on_round)
+        audited = _audit(progress, place) if checked.audit.attacks else None
+    if audited is None:
+        captured = f"Captured {checked.federation.rounds} rounds in {place}; no attack was asked for."
+        if as_json:
+            print(json.dumps({"run": str(place)}))
+        else:
+            out.print(captured, markup=False, soft_wrap=True)
+        return
+    _finish(RunLayout(place).root, audited, as_json)
+
+
+@app.command()
+def audit(
+    directory: RunPath,
+    attack: Annotated[
+        list[str] | None, typer.Option(help="Attack to run; default those of the scenario.")
+    ] = None,
+    rounds: Annotated[str | None, typer.Option(help="Rounds to audit, for example 1,3.")] = None,
+    clients: Annotated[
+        str | None, typer.Option(help="Clients to audit, by partition id (2,5) or by name.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="ATTACK.KEY=VALUE", help="Set an attack's parameter."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="For captures of another Flower app: its model, as module:Class."),
+    ] = None,
+    input_shape: Annotated[
+        str | None, typer.Option(help="With --model: one sample's shape, for example 3,32,32.")
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            help="With --model: module:callable that gives (inputs, labels) for (round, client), "
+            "to score against."
+        ),
+    ] = None,
+    fact: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="With --model: a training fact no client disclosed (lr=0.1)."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attack the captures of a run and score what came out. Finished cells are kept.
+
+    Example: fedleak audit runs/quickstart-20260102T030405 --attack gs --rounds 1
+
+    Example: fedleak audit captured --model task:Net --input-shape 3,32,32 --attack gs
+    """
+    with _progress() as progress:
+        from fedleak.auditor.requests import (
+            parse_attacks,
+            parse_clients,
+            parse_rounds,
+            parse_subject,
+        )
+
+        attacks = parse_attacks(directory, attack or [], set_ or [])
+        subject = parse_subject(model, input_shape, truth, fact or [])
+        audited = _audit(
+            progress,
+            directory,
+            attacks=attacks,
+            rounds=parse_rounds(rounds),
+            clients=parse_clients(clients),
+            subject=subject,
+        )
+    _finish(directory, audited, as_json)
+
+
+@app.command()
+def report(directory: RunPath, as_json: AsJson = False) -> None:
+    """Write the page of an audited run again and print its summary.
+
+    Example: fedleak report runs/quickstart-20260102T030405
+    """
+    _print_report(directory, as_json)
+
+
+@app.command(name="list")
+def list_(
+    table: Annotated[
+        str | None, typer.Argument(help="One table of the scenario, for example attack.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what a scenario can name: data, models, strategies, attacks, scores.
+
+    Example: fedleak list attack
+    """
+    with _waiting("Loading"):
+        from fedleak.scenario.catalogue import catalogue
+
+        entries = catalogue()
+    if table is not None:
+        if table not in entries:
+            listed = ", ".join(entries)
+            raise ScenarioError(Problem("", f"there is no table {table!r}; there are: {listed}"))
+        entries = {table: entries[table]}
+    if as_json:
+        listed_entries = {
+            name: [dataclasses.asdict(entry) for entry in group] for name, group in entries.items()
+        }
+        print(json.dumps(listed_entries, indent=1))
+        return
+    for name, group in entries.items():
+        out.print(f"\n[bold]{name}[/]")
+        for entry in group:
+            out.print(f"  [cyan]{entry.kind}[/]  {escape(entry.summary)}", soft_wrap=False)
+            if table is None:
+                continue
+            grid = Table(box=None, show_header=False, padding=(0, 1, 0, 3))
+            for parameter in entry.parameters:
+                default = "required" if parameter.default is None else f"= {parameter.default}"
+                grid.add_row(parameter.name, escape(default), escape(parameter.description))
+            if entry.parameters:
+                out.print(grid)
+    if table is None:
+        out.print("\nParameters: fedleak list TABLE, for example fedleak list attack")
+
+
+@app.command()
+def schema() -> None:
+    """Print the scenario's JSON Schema, for editors.
+
+    Example: fedleak schema > scenario.schema.json
+    """
+    from fedleak.scenario import Scenario
+
+    print(json.dumps(Scenario.model_json_schema(), indent=1))
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def _progress() -> Progress:
+    # A copy of standard error: while a federation runs, the descriptor itself goes to
+    # the run's log.
+    console = Console(file=os.fdopen(os.dup(2), "w"), force_terminal=sys.stderr.isatty() or None)
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def _waiting(text: str) -> Any:
+    return Console(stderr=True).status(text)
+
+
+def _audit(progress: Progress, directory: Path, **request: Any) -> Audited:
+    task = progress.add_task("Audit", total=None, note="")
+    from fedleak.auditor import audit as audit_run
+
+    def on_cell(done: int, total: int, outcome: Any) -> None:
+        note = f"{outcome.attack} on {outcome.client}, {outcome.status}"
+        progress.update(task, completed=done, total=total, note=note)
+
+    return audit_run(directory, on_cell=on_cell, **request)
+
+
+def _finish(directory: Path, audited: Audited, as_json: bool) -> None:
+    _print_report(directory, as_json)
+    missed = sum(not verdict.met for verdict in audited.verdicts)
+    if missed:
+        raise ExpectationMissed(f"{missed} of {len(audited.verdicts)} expectations were missed")
+
+
+def _print_report(directory: Path, as_json: bool) -> None:
+    from fedleak.report import summary, terminal_report, write_page
+
+    page = write_page(directory)
+    if as_json:
+        cells = [dataclasses.asdict(row) for row in summary(directory)]
+        print(json.dumps({"run": str(directory), "page": str(page), "cells": cells}, indent=1))
+        return
+    out.print(terminal_report(directory))
+    out.print(f"\nPage: {page}", markup=False, soft_wrap=True)

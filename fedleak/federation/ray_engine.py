@@ -1,0 +1,40 @@
+"""The Ray engine: Flower's own simulation, clients spread over cores and machines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import flwr.simulation
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+
+
+def run_ray(
+    server_app: ServerApp,
+    client_app: ClientApp,
+    clients: int,
+    cpus_per_client: int,
+    gpus_per_client: float,
+) -> None:
+    """Run a federation in Flower's simulation.
+
+    Flower starts Ray and shuts it down. Everything Ray listens on stays on loopback.
+
+    Args:
+        server_app: Runs the rounds, in a thread of this process.
+        client_app: Runs in Ray actors; must be picklable.
+        clients: Number of virtual nodes.
+        cpus_per_client: CPUs booked per actor.
+        gpus_per_client: GPUs, or a share of one, booked per actor.
+    """
+    flwr.simulation.run_simulation(
+        server_app,
+        client_app,
+        num_supernodes=clients,
+        backend_config={
+            "client_resources": {"num_cpus": cpus_per_client, "num_gpus": gpus_per_client},
+            "init_args": {"include_dashboard": False, "_node_ip_address": "127.0.0.1"},
+        },
+    )

@@ -1,0 +1,192 @@
+"""The update map u(x), for many candidate inputs at once, with its derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from fedleak.errors import nearest
+from fedleak.gradients.local_training import batches
+from fedleak.gradients.network import evaluation_copy
+from fedleak.gradients.normalisation import ElementaryNormalisation
+from fedleak.records import TrainingFacts
+
+Update = dict[str, Tensor]
+Objective = Callable[[Update, Tensor], Tensor]
+
+
+class UpdateMap:
+    """The update a client would release after training on given samples.
+
+    ``u(x, y) = (sent - received) / lr``: with one local step it is the gradient of the
+    mean cross entropy (plus weight decay times the parameters); with more it unrolls
+    the local SGD, whose momentum starts at zero, over the batches that
+    `fedleak.gradients.batches` derives from the facts. All of it can be differentiated
+    by autograd, as often as the model's own operations can.
+
+    Shapes: ``R`` candidates, each of ``b`` samples. Inputs are ``(R, b, *input)``,
+    labels ``(R, b)`` int64 or ``(R, b, K)`` class probabilities, and an update is a
+    dict of ``(R, *parameter shape)`` by parameter name. Tensors have the device and
+    floating-point type of the parameters; inputs may also be integer tokens, and then
+    only the value is defined.
+
+    Candidates run together under `torch.func.vmap`. A model it cannot transform
+    (control flow that depends on data, a write into a tensor that all candidates
+    share) is evaluated one candidate at a time instead, with the same results.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        facts: TrainingFacts,
+        *,
+        layers: Sequence[str] | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        """Fix everything but the candidates.
+
+        Args:
+            model: The architecture; it is copied, its own parameter values are unused.
+            parameters: Trainable parameters sent to the client, by name.
+            buffers: Buffers sent to the client, by name.
+            facts: The client's disclosed training facts.
+            layers: Parameters whose update is wanted, by name; None for all.
+            chunk: Candidates evaluated at a time, to bound memory; None for all.
+
+        Raises:
+            ValueError: A name in ``layers`` is not a parameter.
+        """
+        self.facts = facts
+        self.chunk = chunk
+        self.layers = tuple(parameters) if layers is None else tuple(layers)
+        for name in self.layers:
+            if name not in parameters:
+                raise ValueError(f"no parameter {name!r}.{nearest(name, parameters)}")
+        self._parameters = {name: value.detach() for name, value in parameters.items()}
+        like = next(iter(self._parameters.values()))
+        self._network = evaluation_copy(model, facts.train_mode, like)
+        used = {name for name, _ in self._network.named_buffers(remove_duplicate=False)}
+        self._buffers = {name: value for name, value in buffers.items() if name in used}
+        self._batches = batches(facts)
+        self._transformable = True
+
+    def __call__(self, inputs: Tensor, labels: Tensor) -> Update:
+        """The updates of ``R`` candidates."""
+        if self._transformable:
+            try:
+                batched = vmap(self._update_of_one, chunk_size=self.chunk)
+                return cast(Update, batched(inputs, labels))
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                # Either vmap cannot transform this model, or the arguments are wrong;
+                # in the latter case the loop raises again, with the plainer message.
+                updates = self._one_by_one(inputs, labels)
+                self._transformable = False
+                return updates
+        return self._one_by_one(inputs, labels)
+
+    def jvp(
+        self, inputs: Tensor, labels: Tensor, tangents: Tensor
+    ) -> tuple[Update, Update]:
+        """Forward over reverse: the updates, and their Jacobians times ``tangents``.
+
+        Args:
+            inputs: ``(R, b, *input)``.
+            labels: ``(R, b)`` or ``(R, b, K)``.
+            tangents: ``(R, b, *input)``, one direction per candidate.
+        """
+        value, product = torch.func.jvp(
+            lambda x: self(x, labels), (inputs,), (tangents,)
+        )
+        return value, product
+
+    def vjp(
+        self, inputs: Tensor, labels: Tensor, cotangents: Mapping[str, Tensor]
+    ) -> tuple[Update, Tensor]:
+        """The updates, and ``cotangents`` times their Jacobians as ``(R, b, *input)``.
+
+        Args:
+            inputs: ``(R, b, *input)``.
+            labels: ``(R, b)`` or ``(R, b, K)``.
+            cotangents: ``(R, *parameter shape)`` for each of the layers.
+        """
+        value, pull = torch.func.vjp(lambda x: self(x, labels), inputs)
+        (product,) = pull({name: cotangents[name] for name in self.layers})
+        return value, product
+
+    def value_and_grad(
+        self, objective: Objective, inputs: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Evaluate an objective of the update and its gradient in the inputs.
+
+        Args:
+            objective: Takes the updates of ``r`` candidates and their inputs, returns
+                ``(r,)``, one value for each candidate that depends on it alone.
+            inputs: ``(R, b, *input)``.
+            labels: ``(R, b)`` or ``(R, b, K)``.
+
+        Returns:
+            Values ``(R,)`` and gradients ``(R, b, *input)``, both detached. At most
+            ``chunk`` candidates' graphs are held at a time.
+        """
+        values, gradients = [], []
+        size = self.chunk or len(inputs)
+        for part, targets in zip(inputs.split(size), labels.split(size), strict=True):
+            variable = part.detach().requires_grad_()
+            value = objective(self(variable, targets), variable)
+            (gradient,) = torch.autograd.grad(value.sum(), variable)
+            values.append(value.detach())
+            gradients.append(gradient)
+        return torch.cat(values), torch.cat(gradients)
+
+    def _one_by_one(self, inputs: Tensor, labels: Tensor) -> Update:
+        updates = [
+            self._update_of_one(x, y) for x, y in zip(inputs, labels, strict=True)
+        ]
+        return {
+            name: torch.stack([update[name] for update in updates])
+            for name in self.layers
+        }
+
+    def _update_of_one(self, inputs: Tensor, labels: Tensor) -> Update:
+        """Unroll local training on ``(b, *input)`` samples, as `torch.optim.SGD` does it."""
+        facts = self.facts
+        # A parameter that nobody asked for matters only to the steps that follow.
+        trained = self.layers if facts.steps == 1 else tuple(self._parameters)
+        current = dict(self._parameters)
+        velocity: Update = {}
+        update: Update = {}
+        for batch in self._batches:
+            for name, step in velocity.items():
+                current[name] = current[name] - facts.lr * step
+            gradient = grad(self._loss)(
+                {name: current[name] for name in trained},
+                current,
+                inputs[batch],
+                labels[batch],
+            )
+            for name in trained:
+                step = gradient[name]
+                if facts.weight_decay:
+                    step = step + facts.weight_decay * current[name]
+                if facts.momentum and name in velocity:
+                    step = step + facts.momentum * velocity[name]
+                velocity[name] = step
+                update[name] = update[name] + step if name in update else step
+        return {name: update[name] for name in self.layers}
+
+    def _loss(
+        self, trained: Update, others: Update, inputs: Tensor, labels: Tensor
+    ) -> Tensor:
+        tensors = {**self._buffers, **others, **trained}
+        with ElementaryNormalisation():
+            logits = functional_call(self._network, tensors, (inputs,))
+        return functional.cross_entropy(logits, labels)

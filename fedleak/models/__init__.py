@@ -1,0 +1,33 @@
+"""The networks that can be trained, and their initial weights."""
+
+from __future__ import annotations
+
+from fedleak.models.architecture import Architecture
+from fedleak.models.boenisch import BoenischCnn, BoenischFc
+from fedleak.models.building import build, check_model
+from fedleak.models.custom import CustomModel
+from fedleak.models.initialisation import (
+    DefaultInit,
+    Init,
+    KaimingInit,
+    NormalInit,
+    UniformInit,
+    XavierInit,
+)
+from fedleak.models.lenet import LeNet, LeNetDlg
+from fedleak.models.mlp import Mlp
+from fedleak.models.resnet18 import ResNet18
+
+MODELS = (Mlp, LeNetDlg, LeNet, BoenischFc, BoenischCnn, ResNet18)
+INITS = (DefaultInit, UniformInit, NormalInit, XavierInit, KaimingInit)
+
+__all__ = [
+    "INITS",
+    "MODELS",
+    "Architecture",
+    "CustomModel",
+    "DefaultInit",
+    "Init",
+    "build",
+    "check_model",
+]

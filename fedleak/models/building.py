@@ -1,0 +1,107 @@
+"""From components to a network that is known to fit the data."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedleak.errors import Problem, ScenarioError
+from fedleak.models.architecture import Architecture
+from fedleak.models.initialisation import Init
+from fedleak.seeding import derive
+
+
+def build(
+    model: Architecture, init: Init, input_shape: tuple[int, ...], classes: int, seed: int
+) -> nn.Module:
+    """Make a network with its initial weights; the same arguments give the same weights.
+
+    Torch's global random state is left as it was. Parameter names are those of the
+    architecture, with normalisation or without.
+
+    Args:
+        model: The architecture.
+        init: The rule for initial weights.
+        input_shape: Shape of one sample.
+        classes: Number of outputs.
+        seed: The scenario's seed.
+
+    Raises:
+        ScenarioError: The architecture does not fit the data.
+    """
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would reseed the GPUs as well.
+        torch.default_generator.manual_seed(derive(seed, "model-init"))
+        network = model.build(input_shape, classes)
+        init.apply(network)
+        layer = model.normalisation(input_shape)
+        if layer is not None:
+            network = _prepend(layer, network)
+        check_model(network, input_shape, classes)
+    return network
+
+
+def check_model(model: nn.Module, input_shape: tuple[int, ...], classes: int) -> None:
+    """Pass two blank samples through ``model`` in evaluation mode.
+
+    Args:
+        model: The network.
+        input_shape: Shape of one sample.
+        classes: Number of outputs that the data asks for.
+
+    Raises:
+        ScenarioError: The network does not take the samples, or does not give one logit
+            per class. Says which layer got what.
+    """
+    entered: list[str] = []
+
+    def remember(name: str, layer: nn.Module) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            shapes = [tuple(x.shape[1:]) for x in inputs if isinstance(x, torch.Tensor)]
+            entered.append(f"layer {name!r}, {layer}, got samples of shape {shapes}")
+
+        return layer.register_forward_pre_hook(hook)
+
+    hooks = [
+        remember(name, layer)
+        for name, layer in model.named_modules()
+        if name and not list(layer.children())
+    ]
+    training = [(module, module.training) for module in model.modules()]
+    samples = f"the data's samples have shape {input_shape}"
+    try:
+        with torch.no_grad():
+            output = model.eval()(torch.zeros(2, *input_shape))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        where = f" ({entered[-1]})" if entered else ""
+        message = f"{samples}, and the model does not take them{where}: {error}"
+        raise ScenarioError(Problem("model", message)) from error
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for hook in hooks:
+            hook.remove()
+    given = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if given != (2, classes):
+        message = (
+            f"for 2 samples of {classes} classes the model must give logits of shape "
+            f"{(2, classes)}; it gave {given}."
+        )
+        raise ScenarioError(Problem("model", message))
+
+
+def _prepend(layer: nn.Module, network: nn.Module) -> nn.Module:
+    """Let ``layer`` act first and keep all parameter names as they are."""
+    if type(network) is nn.Sequential:
+        return nn.Sequential(OrderedDict([("normalise", layer), *network.named_children()]))
+    network.add_module("normalise", layer)
+    network.register_forward_pre_hook(_normalise_input)
+    return network
+
+
+def _normalise_input(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    layer = network.get_submodule("normalise")
+    return (layer(inputs[0]), *inputs[1:])

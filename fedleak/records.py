@@ -1,0 +1,182 @@
+"""Frozen records that cross module borders, with their shapes.
+
+Letters used for shapes: ``n`` samples, ``b`` samples in one observed update, ``R``
+candidates optimised together, ``*input`` the shape of one sample (``C, H, W`` for an
+image), ``K`` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Indices = npt.NDArray[np.int64]
+Arrays = Mapping[str, npt.NDArray[np.generic]]
+
+
+DISCLOSURE = "fedleak"
+"""Name of the ConfigRecord in which a client says who it is and how it trained."""
+
+
+def partition_name(partition: int) -> str:
+    """Name of the client that holds a partition: ``client-007``."""
+    return f"client-{partition:03d}"
+
+
+def partition_of(client: str) -> int | None:
+    """Partition id in a client's name; None for a client known by its node id only."""
+    kind, _, number = client.partition("-")
+    return int(number) if kind == "client" else None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled samples.
+
+    Attributes:
+        inputs: ``(n, *input)``. Images are ``(n, C, H, W)``, either uint8 in 0..255
+            or floating point in [0, 1]; `pixels` hides the difference.
+        labels: ``(n,)`` int64 in ``0..classes-1``.
+        classes: Number of classes ``K``.
+        attributes: Further columns, each ``(n,)``, by name (a writer id, a gender).
+    """
+
+    inputs: npt.NDArray[np.generic]
+    labels: Indices
+    classes: int
+    attributes: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, ``*input``."""
+        return tuple(self.inputs.shape[1:])
+
+    def pixels(self, indices: Indices) -> npt.NDArray[np.float32]:
+        """Samples ``(len(indices), *input)`` as float32 in [0, 1]."""
+        chosen = self.inputs[indices]
+        if chosen.dtype == np.uint8:
+            return chosen.astype(np.float32) / np.float32(255)
+        return chosen.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """What a data source gives: samples to train on and samples held out."""
+
+    train: Dataset
+    test: Dataset
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What a client discloses of one round of local training.
+
+    Attributes:
+        lr: Learning rate of local SGD, > 0.
+        steps: Optimiser steps taken, >= 1. One step makes the update a gradient.
+        batch_size: Samples per step, >= 1.
+        examples: Samples the client holds and draws its batches from, >= 1.
+        momentum: SGD momentum, >= 0. Its buffer starts at zero every round.
+        weight_decay: L2 penalty that SGD adds to the gradient, >= 0.
+        proximal_mu: FedProx's pull towards the model sent, >= 0.
+        train_mode: Whether dropout and batch norm were in training mode.
+    """
+
+    lr: float
+    steps: int
+    batch_size: int
+    examples: int
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    proximal_mu: float = 0.0
+    train_mode: bool = True
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What the central party kept of one client in one round.
+
+    Attributes:
+        round: Round number, from 1.
+        client: ``client-007`` by partition id, or ``node-<id>`` where a foreign app
+            does not say which partition it is.
+        sent: State dict sent to the client, by name.
+        received: State dict it sent back, same names and shapes.
+        facts: Disclosed training facts; None where a foreign app disclosed none.
+    """
+
+    round: int
+    client: str
+    sent: Arrays
+    received: Arrays
+    facts: TrainingFacts | None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Exactly what the threat model lets an attack see. Never contains truth.
+
+    Attributes:
+        model: The architecture; its own parameter values mean nothing.
+        parameters: Trainable parameters sent to the client, by name.
+        buffers: Buffers sent to the client (batch norm statistics), by name.
+        update: ``(sent - received) / lr`` by parameter name: the sum of the steps'
+            gradients, so exactly the gradient when the client took one step.
+        facts: The client's disclosed training facts.
+        input_shape: ``*input`` of one sample.
+        classes: Number of classes ``K``.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, torch.Tensor]
+    buffers: Mapping[str, torch.Tensor]
+    update: Mapping[str, torch.Tensor]
+    facts: TrainingFacts
+    input_shape: tuple[int, ...]
+    classes: int
+
+    @property
+    def samples(self) -> int:
+        """Distinct samples behind the update, ``b`` (each held sample counts once)."""
+        return min(self.facts.examples, self.facts.steps * self.facts.batch_size)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What an attack made of an observation.
+
+    Attributes:
+        inputs: ``(m, *input)`` reconstructed samples in [0, 1]. ``m`` may be smaller
+            or larger than ``b``: an extraction returns what it found.
+        labels: ``(m,)`` int64, or None where the attack says nothing about labels.
+        confidence: ``(m,)``, higher is better, the attack's own measure and never
+            one that knows the truth; its meaning is the attack's to document.
+    """
+
+    inputs: torch.Tensor
+    labels: torch.Tensor | None
+    confidence: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A client's real samples in one round. Scoring alone may hold one.
+
+    Attributes:
+        inputs: ``(b, *input)`` float32 in [0, 1], distinct samples.
+        labels: ``(b,)`` int64.
+    """
+
+    inputs: npt.NDArray[np.float32]
+    labels: Indices

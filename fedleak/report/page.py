@@ -1,0 +1,118 @@
+"""The HTML page of a run: one file that shows everything, offline and without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from fedleak.captures import write_atomic
+from fedleak.report import text
+from fedleak.report.results import Results, read_results
+from fedleak.report.tables import (
+    RECONSTRUCTED_DB,
+    answer,
+    round_rows,
+    summary_rows,
+    troubles,
+    worst_first,
+)
+from fedleak.report.wall import MOST_CARDS, build_wall
+
+
+def write_page(run: Path) -> Path:
+    """Write ``report/index.html`` into an audited run and return its path.
+
+    The page holds its style and its pictures, so it can be mailed or archived alone; an
+    older page is replaced as a whole.
+
+    Args:
+        run: The run directory.
+
+    Raises:
+        ResourceError: ``run`` is no run directory, has not been audited, or cannot be
+            written.
+        CaptureError: A file of it is damaged; the message names the file.
+    """
+    results = read_results(run)
+    path = Path(run) / "report" / "index.html"
+    write_atomic(path, _render(results).encode())
+    return path
+
+
+def _render(results: Results) -> str:
+    import jinja2
+    from markupsafe import Markup
+
+    here = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here),
+        # By file name alone jinja would not escape a template that ends in .j2.
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    rows = summary_rows(results)
+    scored = [row for row in worst_first(rows) if row.psnr_best is not None]
+    metrics = dict.fromkeys(name for record in results.rounds.values() for name in record.metrics)
+    return environment.get_template("page.html.j2").render(
+        style=Markup((here / "page.css").read_text(encoding="utf-8")),
+        text=text,
+        name=results.layout.root.resolve().name,
+        answer=answer(results),
+        threshold=RECONSTRUCTED_DB,
+        strongest=scored[0] if scored else None,
+        troubles=troubles(results),
+        wall=build_wall(results),
+        most_cards=MOST_CARDS,
+        rows=rows,
+        rounds=round_rows(results),
+        metrics=list(metrics),
+        expectations=results.expectations,
+        scenario=results.scenario,
+        environment=results.environment,
+        disclosed=_disclosed(results),
+        parameters=_parameters(results),
+    )
+
+
+def _parameters(results: Results) -> list[tuple[str, str]]:
+    """Attack and parameters, each combination that ran once."""
+    return sorted(
+        {
+            (cell.attack, ", ".join(f"{name} = {value}" for name, value in cell.parameters.items()))
+            for cell in results.cells
+        }
+    )
+
+
+def _disclosed(results: Results) -> list[tuple[str, str, str]]:
+    """What each client said of its training: client, rounds, facts; equal facts together."""
+    rounds: dict[tuple[str, str], list[int]] = {}
+    for number, record in results.rounds.items():
+        for client, captured in record.clients.items():
+            facts = captured.facts or {}
+            words = ", ".join(
+                f"{name.replace('_', ' ')} {_fact(value)}" for name, value in facts.items()
+            )
+            rounds.setdefault((client, words or "nothing"), []).append(number)
+    return [
+        (client, _ranges(numbers), facts) for (client, facts), numbers in sorted(rounds.items())
+    ]
+
+
+def _fact(value: float | bool) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return text.plain(value)
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """``1–3, 5`` for ascending 1, 2, 3, 5."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low}–{high}" for low, high in spans)

@@ -1,0 +1,264 @@
+"""Reads what a report needs from a run directory; checks all of it on the way in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors_numpy
+
+from fedleak.captures import RunLayout
+from fedleak.errors import CaptureError, ResourceError
+
+T = TypeVar("T")
+
+CellStatus = Literal["done", "failed", "unsupported"]
+
+
+class _Stored(BaseModel):
+    """A record read from JSON. Keys a newer writer may add are passed over."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Cell(_Stored):
+    """One attack on one capture, as the auditor recorded it."""
+
+    cell: str
+    round: int
+    client: str
+    attack: str
+    parameters: dict[str, Any] = {}
+    status: CellStatus
+    reason: str = ""
+    seconds: float
+
+
+class Expectation(_Stored):
+    """A published value or a limit beside the value measured; None if none was."""
+
+    metric: str
+    attack: str | None = None
+    aggregate: str = ""
+    comparison: str
+    value: float
+    tolerance: float = 0.0
+    measured: float | None
+    met: bool
+    source: str = ""
+
+    @property
+    def difference(self) -> float | None:
+        """Measured minus published."""
+        return None if self.measured is None else self.measured - self.value
+
+
+class CapturedClient(_Stored):
+    """The part of a manifest entry that a report shows."""
+
+    facts: dict[str, float | bool] | None = None
+
+
+class Round(_Stored):
+    """One committed round."""
+
+    clients: dict[str, CapturedClient]
+    absent: list[str] = []
+    rejected: dict[str, str] = {}
+    metrics: dict[str, float] = {}
+
+
+class _Manifest(_Stored):
+    rounds: dict[int, Round]
+
+
+@dataclass
+class SampleScores:
+    """Scores of one true sample under one attack.
+
+    Attributes:
+        match: Index of the reconstruction assigned to the sample, -1 where there is none.
+        values: Score by metric name. A score that is undefined (NaN) is left out.
+    """
+
+    match: int = -1
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Samples from one file: ``inputs`` (m, \\*input) in [0, 1], ``labels`` (m,), ``confidence``
+    (m,); None where the file has none.
+    """
+
+    inputs: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64] | None
+    confidence: npt.NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """An audited run.
+
+    Attributes:
+        layout: Where its files lie.
+        rounds: Committed rounds by number, ascending.
+        cells: All audit cells by round, client and attack.
+        scores: By cell name, then by index of the true sample; -1 holds the scores of
+            the whole cell. A cell without truth has no entry.
+        expectations: Empty where the scenario has none.
+        environment: Versions and machine, as recorded.
+        scenario: The resolved scenario's text; None where FedLeak did not run the rounds.
+    """
+
+    layout: RunLayout
+    rounds: Mapping[int, Round]
+    cells: tuple[Cell, ...]
+    scores: Mapping[str, Mapping[int, SampleScores]]
+    expectations: tuple[Expectation, ...]
+    environment: Mapping[str, Any]
+    scenario: str | None
+
+    def samples(self, cell: Cell) -> dict[int, SampleScores]:
+        """Scores of the cell's true samples, by index; empty without truth."""
+        scores = self.scores.get(cell.cell, {})
+        return {index: scores[index] for index in sorted(scores) if index >= 0}
+
+    def reconstructions(self, cell: Cell) -> Pictures:
+        """What the attack of a finished cell made.
+
+        Raises:
+            CaptureError: The file is missing or damaged.
+        """
+        path = self.layout.cells / f"{cell.cell}.safetensors"
+        if (pictures := _read_pictures(path)) is None:
+            raise CaptureError(
+                f"{path} is missing although its cell is done; delete {cell.cell}.json beside it "
+                f"and run `fedleak audit {self.layout.root}` again"
+            )
+        return pictures
+
+    def originals(self, round: int, client: str) -> Pictures | None:
+        """The client's true samples; None where there is no truth.
+
+        Raises:
+            CaptureError: The file is damaged.
+        """
+        return _read_pictures(self.layout.original(round, client))
+
+
+def read_results(run: Path) -> Results:
+    """Read an audited run.
+
+    Args:
+        run: The run directory.
+
+    Raises:
+        ResourceError: ``run`` is no run directory, or has not been audited.
+        CaptureError: A file of it is damaged; the message names the file.
+    """
+    layout = RunLayout(Path(run))
+    if not layout.manifest.is_file():
+        raise ResourceError(
+            f"{run} is not a run directory: it has no {layout.manifest.name}. "
+            "`fedleak run SCENARIO` makes one and prints its path"
+        )
+    paths = sorted(layout.cells.glob("*.json"))
+    if not paths:
+        raise ResourceError(f"{run} has no audit results yet; run `fedleak audit {run}` first")
+    if not layout.results.is_file():
+        raise ResourceError(
+            f"the audit of {run} did not finish: {layout.results.name} is missing; "
+            f"`fedleak audit {run}` finishes it"
+        )
+    cells = [_read_cell(path) for path in paths]
+    manifest = _read_json(layout.manifest, TypeAdapter(_Manifest))
+    return Results(
+        layout=layout,
+        rounds=dict(sorted(manifest.rounds.items())),
+        cells=tuple(sorted(cells, key=lambda cell: (cell.round, cell.client, cell.cell))),
+        scores=_read_scores(layout.results),
+        expectations=_read_json(layout.expectations, TypeAdapter(tuple[Expectation, ...]), ()),
+        environment=_read_json(layout.environment, TypeAdapter(dict[str, Any]), {}),
+        scenario=_read_text(layout.scenario),
+    )
+
+
+def _read_cell(path: Path) -> Cell:
+    cell = _read_json(path, TypeAdapter(Cell))
+    # The names lead to other files, so they must not lead out of the run directory.
+    if cell.cell != path.stem or "/" in cell.client:
+        raise CaptureError(f"{path} says it is cell {cell.cell!r} of client {cell.client!r}")
+    return cell
+
+
+def _read_json(path: Path, adapter: TypeAdapter[T], default: T | None = None) -> T:
+    try:
+        return adapter.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        if default is None:
+            raise CaptureError(f"{path} is missing") from None
+        return default
+    except OSError as error:
+        raise CaptureError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise CaptureError(
+            f"{path} is damaged: {place + ': ' if place else ''}{first['msg']}"
+        ) from (error)
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CaptureError(f"{path} cannot be read: {error}") from error
+
+
+def _read_scores(path: Path) -> dict[str, dict[int, SampleScores]]:
+    # pyarrow takes a quarter of a second to import; `fedleak --help` does not need it.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = ["cell", "sample", "match", "metric", "value", "layer"]
+    try:
+        table = pq.read_table(path).select(columns)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise CaptureError(f"{path} is damaged: {error}") from error
+    scores: dict[str, dict[int, SampleScores]] = {}
+    for row in table.to_pylist():
+        if row["layer"] is not None:
+            continue
+        entry = scores.setdefault(row["cell"], {}).setdefault(row["sample"], SampleScores())
+        entry.match = row["match"]
+        if row["value"] is not None and not math.isnan(row["value"]):
+            entry.values[row["metric"]] = row["value"]
+    return scores
+
+
+def _read_pictures(path: Path) -> Pictures | None:
+    try:
+        arrays = safetensors_numpy.load(path.read_bytes())
+        inputs = arrays["inputs"]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CaptureError(f"{path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise CaptureError(f"{path} is damaged: {error}") from error
+    except KeyError as error:
+        raise CaptureError(f"{path} is damaged: it has no {error}") from error
+    labels, confidence = arrays.get("labels"), arrays.get("confidence")
+    if any(part is not None and len(part) != len(inputs) for part in (labels, confidence)):
+        raise CaptureError(f"{path} is damaged: its arrays have different lengths")
+    return Pictures(inputs, labels, confidence)

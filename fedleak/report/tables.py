@@ -1,0 +1,226 @@
+"""The tables of a report: what each attack got, round by round, and the answer in a sentence."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedleak.report.results import Cell, CellStatus, Results, SampleScores, read_results
+
+RECONSTRUCTED_DB = 20.0
+"""From this PSNR on (dB) a sample counts as reconstructed: a root-mean-square error of at
+most a tenth of the pixel range. The one threshold of all reports."""
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One audit cell: one attack on one client's update in one round.
+
+    Attributes:
+        cell: The cell's name.
+        round: Round number, from 1.
+        client: The client's name.
+        attack: The attack's name.
+        status: ``done``, ``failed`` or ``unsupported``.
+        samples: True samples the reconstructions were scored against; 0 without truth.
+        reconstructed: How many of them reached `RECONSTRUCTED_DB`.
+        psnr_median: dB, over the samples that a reconstruction was assigned to.
+        psnr_best: dB, the sample that leaked most. ``inf`` is an exact copy.
+        ssim: Median structural similarity, -1 to 1.
+        label_recovered: Share of labels recovered, 0 to 1.
+        seconds: What the attack took.
+        reason: Why the cell failed or is unsupported.
+
+    A score is None where there is nothing to score: no truth, no picture, no labels.
+    """
+
+    cell: str
+    round: int
+    client: str
+    attack: str
+    status: CellStatus
+    samples: int
+    reconstructed: int
+    psnr_median: float | None
+    psnr_best: float | None
+    ssim: float | None
+    label_recovered: float | None
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The counts behind a report's first sentence. Samples are (round, client, sample)."""
+
+    samples: int
+    reconstructed: int
+    clients: int
+    clients_reconstructed: int
+    cells: int
+    failed: int
+    unsupported: int
+    unscored: int
+
+    @property
+    def sentence(self) -> str:
+        """How much leaked, in one sentence that states its own threshold."""
+        if not self.samples and self.unscored:
+            return (
+                f"No truth is available: {self.unscored} of {self.cells} attacks made "
+                "reconstructions, and none of them can be scored."
+            )
+        if not self.samples:
+            return "Nothing could be scored: every attack failed or is unsupported here."
+        bar = f"PSNR ≥ {RECONSTRUCTED_DB:g} dB by at least one attack"
+        was = "was" if self.samples == 1 else "were"
+        plural = "" if self.samples == 1 else "s"
+        return (
+            f"{self.reconstructed} of {self.samples} audited sample{plural} {was} "
+            f"reconstructed ({bar})."
+        )
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round: what leaked in it and who took part.
+
+    Attributes:
+        worst: The cell that leaked most; None where nothing was scored.
+        metrics: What the central party measured after the round, by name.
+        rejected: Reason by client.
+    """
+
+    round: int
+    captured: int
+    samples: int
+    reconstructed: int
+    worst: SummaryRow | None
+    metrics: Mapping[str, float]
+    absent: tuple[str, ...]
+    rejected: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Cells of one attack that did not finish for one and the same reason."""
+
+    attack: str
+    status: CellStatus
+    reason: str
+    cells: int
+
+
+def summary(run: Path) -> list[SummaryRow]:
+    """Summarise an audited run, one row per cell, by round, client and cell name.
+
+    Args:
+        run: The run directory.
+
+    Raises:
+        ResourceError: ``run`` is no run directory, or has not been audited.
+        CaptureError: A file of it is damaged; the message names the file.
+    """
+    return summary_rows(read_results(run))
+
+
+def summary_rows(results: Results) -> list[SummaryRow]:
+    """`summary` of results already read."""
+    return [_summary_row(cell, results) for cell in results.cells]
+
+
+def worst_first(rows: Iterable[SummaryRow]) -> list[SummaryRow]:
+    """Rows by falling best PSNR; rows without a score come last."""
+    return sorted(rows, key=lambda row: math.inf if row.psnr_best is None else -row.psnr_best)
+
+
+def answer(results: Results) -> Answer:
+    """Count over all cells what was reconstructed; the best attack on a sample counts."""
+    best = _best_psnr(results, results.cells)
+    reconstructed = [key for key, psnr in best.items() if psnr >= RECONSTRUCTED_DB]
+    status = Counter(cell.status for cell in results.cells)
+    return Answer(
+        samples=len(best),
+        reconstructed=len(reconstructed),
+        clients=len({client for _, client, _ in best}),
+        clients_reconstructed=len({client for _, client, _ in reconstructed}),
+        cells=len(results.cells),
+        failed=status["failed"],
+        unsupported=status["unsupported"],
+        unscored=sum(c.status == "done" and not results.samples(c) for c in results.cells),
+    )
+
+
+def round_rows(results: Results) -> list[RoundRow]:
+    """One row per committed round, audited or not, ascending."""
+    rows = summary_rows(results)
+    table = []
+    for number, record in results.rounds.items():
+        best = _best_psnr(results, (cell for cell in results.cells if cell.round == number))
+        scored = [row for row in rows if row.round == number and row.psnr_best is not None]
+        table.append(
+            RoundRow(
+                round=number,
+                captured=len(record.clients),
+                samples=len(best),
+                reconstructed=sum(psnr >= RECONSTRUCTED_DB for psnr in best.values()),
+                worst=next(iter(worst_first(scored)), None),
+                metrics=record.metrics,
+                absent=tuple(record.absent),
+                rejected=record.rejected,
+            )
+        )
+    return table
+
+
+def troubles(results: Results) -> list[Trouble]:
+    """What did not finish and why; equal reasons are counted together, most cells first."""
+    counts = Counter(
+        (cell.attack, cell.status, cell.reason) for cell in results.cells if cell.status != "done"
+    )
+    return [
+        Trouble(attack, status, reason, number)
+        for (attack, status, reason), number in counts.most_common()
+    ]
+
+
+def _summary_row(cell: Cell, results: Results) -> SummaryRow:
+    samples = results.samples(cell)
+    psnr = _values(samples, "psnr")
+    ssim = _values(samples, "ssim")
+    whole = {-1: results.scores.get(cell.cell, {}).get(-1, SampleScores())}
+    labels = _values(samples, "label-accuracy") or _values(whole, "label-accuracy")
+    return SummaryRow(
+        cell=cell.cell,
+        round=cell.round,
+        client=cell.client,
+        attack=cell.attack,
+        status=cell.status,
+        samples=len(samples),
+        reconstructed=sum(value >= RECONSTRUCTED_DB for value in psnr),
+        psnr_median=statistics.median(psnr) if psnr else None,
+        psnr_best=max(psnr, default=None),
+        ssim=statistics.median(ssim) if ssim else None,
+        label_recovered=statistics.fmean(labels) if labels else None,
+        seconds=cell.seconds,
+        reason=cell.reason,
+    )
+
+
+def _values(samples: Mapping[int, SampleScores], metric: str) -> list[float]:
+    return [score.values[metric] for score in samples.values() if metric in score.values]
+
+
+def _best_psnr(results: Results, cells: Iterable[Cell]) -> dict[tuple[int, str, int], float]:
+    """Best PSNR of any attack by (round, client, sample); -inf where no attack has one."""
+    best: dict[tuple[int, str, int], float] = {}
+    for cell in cells:
+        for index, score in results.samples(cell).items():
+            key = (cell.round, cell.client, index)
+            psnr = score.values.get("psnr", -math.inf)
+            best[key] = max(best.get(key, -math.inf), psnr)
+    return best

@@ -1,0 +1,139 @@
+"""The report for a terminal of 80 columns: the answer first, then the worst leaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fedleak.report import text
+from fedleak.report.results import Results, read_results
+from fedleak.report.tables import (
+    RECONSTRUCTED_DB,
+    Trouble,
+    answer,
+    summary_rows,
+    troubles,
+    worst_first,
+)
+
+MOST_ROWS = 20
+
+
+def terminal_report(run: Path) -> RenderableType:
+    """Render an audited run for `rich.console.Console.print`.
+
+    One sentence says how much leaked; then come the worst leaks, what did not finish and
+    why, and published against measured values where the scenario states any.
+
+    Args:
+        run: The run directory.
+
+    Raises:
+        ResourceError: ``run`` is no run directory, or has not been audited.
+        CaptureError: A file of it is damaged; the message names the file.
+    """
+    results = read_results(run)
+    reply = answer(results)
+    style = "bold red" if reply.reconstructed else "bold"
+    parts: list[RenderableType] = [Text(reply.sentence, style), *_leaks(results)]
+    if reply.samples and reply.unscored:
+        note = f"No truth is available for {text.count(reply.unscored, 'attack')}: not scored."
+        parts += [Text(), Text(note)]
+    for trouble in troubles(results):
+        parts += [Text(), _trouble(trouble)]
+    if results.expectations:
+        parts += [Text(), _expectations(results)]
+    return Group(*parts)
+
+
+def expectations_table(run: Path) -> Table:
+    """The scenario's expectations: published, measured, difference, met.
+
+    Args:
+        run: The run directory.
+
+    Raises:
+        ResourceError: ``run`` is no run directory, or has not been audited.
+        CaptureError: A file of it is damaged; the message names the file.
+    """
+    return _expectations(read_results(run))
+
+
+def _leaks(results: Results) -> list[RenderableType]:
+    scored = worst_first(row for row in summary_rows(results) if row.samples)
+    if not scored:
+        return []
+    several = any(row.samples > 1 for row in scored)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("client", overflow="ellipsis", no_wrap=True, max_width=22)
+    table.add_column("round", justify="right")
+    table.add_column("attack", overflow="ellipsis", no_wrap=True, max_width=16)
+    if several:
+        table.add_column("best PSNR", justify="right")
+    table.add_column("PSNR dB", justify="right")
+    table.add_column("SSIM", justify="right")
+    table.add_column("labels" if several else "label recovered", justify="right")
+    for row in scored[:MOST_ROWS]:
+        leaked = row.psnr_best is not None and row.psnr_best >= RECONSTRUCTED_DB
+        table.add_row(
+            _outside(row.client),
+            str(row.round),
+            _outside(row.attack),
+            *([text.decibel(row.psnr_best)] if several else []),
+            text.decibel(row.psnr_median),
+            text.ratio(row.ssim),
+            text.share(row.label_recovered, row.samples),
+            style="red" if leaked else "",
+        )
+    parts: list[RenderableType] = [Text(), table]
+    notes = []
+    if len(scored) > MOST_ROWS:
+        notes.append(
+            f"worst {MOST_ROWS} of {len(scored):,}; the other {len(scored) - MOST_ROWS:,} are "
+            "on the page"
+        )
+    if several:
+        notes.append("PSNR and SSIM are medians over a client's samples")
+    if notes:
+        parts.append(Text("; ".join(notes), "dim"))
+    return parts
+
+
+def _trouble(trouble: Trouble) -> Text:
+    return Text.assemble(
+        (f"{trouble.status}: ", "yellow"),
+        _outside(trouble.attack),
+        f" on {text.count(trouble.cells, 'update')}: ",
+        _outside(trouble.reason or "no reason was recorded"),
+    )
+
+
+def _expectations(results: Results) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("expected", overflow="fold")
+    for name in ("published", "measured", "difference"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("met")
+    table.add_column("source", overflow="fold")
+    for expectation in results.expectations:
+        table.add_row(
+            _outside(
+                " ".join(
+                    filter(None, (expectation.attack, expectation.aggregate, expectation.metric))
+                )
+            ),
+            text.requirement(expectation.comparison, expectation.value, expectation.tolerance),
+            text.plain(expectation.measured),
+            text.plain(expectation.difference),
+            Text("yes", "green") if expectation.met else Text("NO", "bold red"),
+            _outside(expectation.source),
+        )
+    return table
+
+
+def _outside(words: str) -> Text:
+    """Text from a file: no markup, and no control characters that steer the terminal."""
+    return Text("".join(letter if letter.isprintable() else "�" for letter in words))

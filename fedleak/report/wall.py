@@ -1,0 +1,247 @@
+"""The picture wall: true samples beside what each attack made of them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+
+from fedleak.errors import CaptureError
+from fedleak.report import text
+from fedleak.report.results import Cell, Pictures, Results, SampleScores
+from fedleak.report.tables import RECONSTRUCTED_DB
+
+MOST_CARDS = 60
+MOST_UNSCORED = 8
+_SHOWN_SIDE = 112
+_STORED_SIDE = 224
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as it stands in the page: a PNG data URI and its size in CSS pixels.
+
+    Attributes:
+        pixelated: Whether it is shown enlarged, so that its pixels should stay sharp.
+    """
+
+    source: str
+    width: int
+    height: int
+    pixelated: bool
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One place on a card: a picture, or the words that stand where none can be.
+
+    Attributes:
+        title: ``original`` or the attack.
+        picture: None where there is nothing to show; ``note`` then says why.
+        alt: The picture in words.
+        lines: Scores under the picture.
+        leaked: Whether this reconstruction reached the threshold.
+    """
+
+    title: str
+    picture: Picture | None
+    alt: str = ""
+    note: str = ""
+    lines: tuple[str, ...] = ()
+    leaked: bool = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """One true sample, or one capture without truth, with all attacks on it."""
+
+    client: str
+    round: int
+    sample: int | None
+    tiles: tuple[Tile, ...]
+
+    @property
+    def leaked(self) -> bool:
+        """Whether any attack reconstructed the sample."""
+        return any(tile.leaked for tile in self.tiles)
+
+
+@dataclass(frozen=True)
+class Wall:
+    """The cards shown, worst leaks first, out of ``total``.
+
+    Attributes:
+        vectors: Cards left out because their samples are no images.
+    """
+
+    cards: tuple[Card, ...]
+    total: int
+    vectors: int
+
+
+def build_wall(results: Results) -> Wall:
+    """Choose the samples that leaked most, at most `MOST_CARDS`, and make their pictures.
+
+    Samples that no attack could be scored on follow, then captures without truth.
+
+    Raises:
+        CaptureError: A file of pictures is missing or damaged; the message names it.
+    """
+    places: list[tuple[float, int, str, int | None]] = []
+    groups: dict[tuple[int, str], list[Cell]] = {}
+    for (number, client), group in groupby(results.cells, lambda c: (c.round, c.client)):
+        # Reconstructions stand next to the original, reasons for having none after them.
+        cells = groups[number, client] = sorted(group, key=lambda cell: cell.status != "done")
+        for sample, psnr in _samples(results, number, client, cells).items():
+            places.append((-psnr, number, client, sample))
+    shown: list[Card] = []
+    vectors = 0
+    for _, number, client, sample in sorted(places, key=lambda p: (p[:3], p[3] or 0))[:MOST_CARDS]:
+        card = _card(results, number, client, sample, groups[number, client])
+        if card is None:
+            vectors += 1
+        else:
+            shown.append(card)
+    return Wall(tuple(shown), len(places), vectors)
+
+
+def picture(sample: npt.NDArray[np.float32]) -> Picture | None:
+    """Make a picture of one sample, ``(C, H, W)`` in [0, 1] with one or three channels.
+
+    Values outside are clipped and NaN is black. Sides above 224 pixels are scaled down;
+    smaller images keep every pixel and the page scales them up by a whole factor.
+
+    Returns:
+        None where the sample is no such image.
+    """
+    from PIL import Image
+
+    if sample.ndim != 3 or sample.shape[0] not in (1, 3) or 0 in sample.shape:
+        return None
+    pixels = np.nan_to_num(sample.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+    levels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    image = Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
+    image.thumbnail((_STORED_SIDE, _STORED_SIDE))
+    file = io.BytesIO()
+    image.save(file, "png", optimize=True)
+    side = max(image.size)
+    factor = _SHOWN_SIDE // side if side <= _SHOWN_SIDE else _SHOWN_SIDE / side
+    return Picture(
+        source="data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
+        width=round(image.width * factor),
+        height=round(image.height * factor),
+        pixelated=factor > 1,
+    )
+
+
+def _samples(
+    results: Results, number: int, client: str, cells: Sequence[Cell]
+) -> dict[int | None, float]:
+    """The best PSNR by true sample; without scores -inf, without truth a single None."""
+    best: dict[int | None, float] = {}
+    for cell in cells:
+        for index, score in results.samples(cell).items():
+            best[index] = max(best.get(index, -math.inf), score.values.get("psnr", -math.inf))
+    if best:
+        return best
+    originals = results.originals(number, client)
+    if originals is None:
+        return {None: -math.inf}
+    return dict.fromkeys(range(len(originals.inputs)), -math.inf)
+
+
+def _card(
+    results: Results, number: int, client: str, sample: int | None, cells: Sequence[Cell]
+) -> Card | None:
+    """The card of one sample, or None where it holds vectors, which have no picture."""
+    tiles: list[Tile] = []
+    truth_label: int | None = None
+    if sample is not None and (originals := results.originals(number, client)) is not None:
+        if sample >= len(originals.inputs):
+            raise CaptureError(
+                f"{results.layout.original(number, client)} has no sample {sample}, "
+                f"but {results.layout.results} scores one"
+            )
+        truth_label = _label(originals, sample)
+        image = picture(originals.inputs[sample])
+        if image is None:
+            return None
+        words = f"original sample {sample} of {client}, round {number}"
+        lines = () if truth_label is None else (f"label {truth_label}",)
+        tiles.append(Tile("original", image, words, lines=lines))
+    names = _names(cells)
+    for cell in cells:
+        if cell.status != "done":
+            note = f"{cell.status}: {cell.reason or 'no reason was recorded'}"
+            tiles.append(Tile(names[cell.cell], None, note=note))
+            continue
+        made = results.reconstructions(cell)
+        if made.inputs.ndim != 4:
+            return None
+        score = results.samples(cell).get(sample) if sample is not None else None
+        if score is None:
+            tiles += _unscored(names[cell.cell], cell, made)
+        else:
+            tiles.append(_scored(names[cell.cell], cell, made, score, truth_label))
+    return Card(client, number, sample, tuple(tiles))
+
+
+def _scored(
+    name: str, cell: Cell, made: Pictures, score: SampleScores, truth_label: int | None
+) -> Tile:
+    if not 0 <= score.match < len(made.inputs):
+        return Tile(name, None, note="not among what this attack found")
+    psnr = score.values.get("psnr")
+    lines = [f"PSNR {text.decibel(psnr)} dB"]
+    if "ssim" in score.values:
+        lines.append(f"SSIM {text.ratio(score.values['ssim'])}")
+    label = _label(made, score.match)
+    if label is not None and truth_label is not None:
+        lines.append(f"label {label} " + ("✓" if label == truth_label else "✗ wrong"))
+    return Tile(
+        title=name,
+        picture=picture(made.inputs[score.match]),
+        alt=f"reconstruction by {name} from {cell.client}, round {cell.round}: {', '.join(lines)}",
+        note="no picture can be made of these values",
+        lines=tuple(lines),
+        leaked=psnr is not None and psnr >= RECONSTRUCTED_DB,
+    )
+
+
+def _unscored(name: str, cell: Cell, made: Pictures) -> list[Tile]:
+    """The attack's own favourites, by falling confidence."""
+    confidence = made.confidence if made.confidence is not None else np.zeros(len(made.inputs))
+    order = np.argsort(-confidence, kind="stable")
+    tiles = []
+    for index in order[:MOST_UNSCORED]:
+        lines = [] if made.confidence is None else [f"confidence {confidence[index]:.3g}"]
+        if (label := _label(made, int(index))) is not None:
+            lines.append(f"label {label}")
+        words = f"unscored reconstruction by {name} from {cell.client}, round {cell.round}"
+        image = picture(made.inputs[index])
+        note = "no picture can be made of these values"
+        tiles.append(Tile(name, image, words, note, tuple(lines)))
+    if len(order) > MOST_UNSCORED:
+        tiles.append(Tile(name, None, note=f"{len(order) - MOST_UNSCORED:,} more, less confident"))
+    return tiles
+
+
+def _label(pictures: Pictures, index: int) -> int | None:
+    return None if pictures.labels is None else int(pictures.labels[index])
+
+
+def _names(cells: Sequence[Cell]) -> Mapping[str, str]:
+    """Attack by cell; the end of the cell's name where one attack ran in several ways."""
+    attacks = [cell.attack for cell in cells]
+    return {
+        cell.cell: cell.attack
+        if attacks.count(cell.attack) == 1
+        else cell.cell.removeprefix(f"round-{cell.round:04d}.{cell.client}.")
+        for cell in cells
+    }

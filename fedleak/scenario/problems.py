@@ -1,0 +1,113 @@
+"""pydantic's errors, told in the scenario's own words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from fedleak.components import Component
+from fedleak.errors import Problem, nearest
+
+_TYPES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+}
+_LIMITS = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+def problems_of(error: ValidationError, schema: type[BaseModel], raw: Any) -> list[Problem]:
+    """Translate every error of a failed validation.
+
+    Args:
+        error: What pydantic raised.
+        schema: The model that was validated against.
+        raw: The data as read, used to tell keys from pydantic's own union tags.
+    """
+    return [
+        Problem(".".join(key_path(detail["loc"], raw)), _message(detail, schema))
+        for detail in error.errors()
+    ]
+
+
+def key_path(loc: Iterable[int | str], raw: Any) -> list[str]:
+    """Keys of an error's location in the raw data; union tags are left out."""
+    parts = list(loc)
+    path: list[str] = []
+    here = raw
+    for position, part in enumerate(parts):
+        if isinstance(here, dict) and part in here:
+            here = here[part]
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        elif position < len(parts) - 1 or (isinstance(here, dict) and here.get("kind") == part):
+            continue
+        path.append(str(part))
+    return path
+
+
+def _message(detail: ErrorDetails, schema: type[BaseModel]) -> str:
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        name, allowed = str(detail["loc"][-1]), _fields_beside(detail["loc"], schema)
+        listed = ", ".join(sorted(allowed))
+        return f"unknown key; allowed here: {listed}.{nearest(name, allowed)}"
+    if kind == "missing":
+        return "is missing and has no default"
+    if kind == "union_tag_not_found":
+        return "needs a `kind`"
+    if kind in {"literal_error", "union_tag_invalid"}:
+        allowed = re.findall(r"'([^']+)'", str(context.get("expected") or context["expected_tags"]))
+        wrong = context.get("tag", value)
+        names = [name for name in allowed if name != "custom"]
+        own = "; or your own as 'module:name'" if "custom" in allowed else ""
+        return f"{wrong!r} is not one of: {', '.join(names)}{own}.{nearest(str(wrong), names)}"
+    if kind in _TYPES:
+        return f"must be {_TYPES[kind]}, not {value!r}"
+    if kind in _LIMITS:
+        key, words = _LIMITS[kind]
+        return f"must be {words} {context[key]}, not {value!r}"
+    if kind == "value_error":
+        return str(context["error"])
+    return f"{detail['msg'][0].lower()}{detail['msg'][1:]} (got {value!r})"
+
+
+def _fields_beside(loc: tuple[int | str, ...], schema: type[BaseModel]) -> set[str]:
+    """Names of the fields that may stand where the last part of ``loc`` stands."""
+    models = [schema]
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            continue
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if fields:
+            models = [model for field in fields for model in _models_in(field.annotation)]
+        else:  # a union's tag: keep the component that bears it
+            models = [
+                model
+                for model in models
+                if issubclass(model, Component)
+                and (model.kind_name() == part or part == "custom")
+            ]
+    return {name for model in models for name in model.model_fields}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]

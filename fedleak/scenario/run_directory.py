@@ -1,0 +1,65 @@
+"""Starting a run directory: what was asked for and on which machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from fedleak.captures import RunLayout, write_atomic
+from fedleak.errors import ResourceError
+from fedleak.scenario.loading import to_toml
+from fedleak.scenario.schema import Scenario
+
+_VERSIONS = ("fedleak", "flwr", "numpy", "opacus", "ray", "torch", "torchvision")
+
+
+def new_run(scenario: Scenario, runs: Path, directory: Path | None = None) -> RunLayout:
+    """Create a run directory with the resolved scenario and the environment.
+
+    Args:
+        scenario: What is to be run.
+        runs: Where ``<name>-<utc time>`` is made.
+        directory: Used instead, if given; must not exist.
+
+    Raises:
+        ResourceError: The directory exists already or cannot be made.
+    """
+    if directory is None:
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        directory = runs / f"{scenario.name}-{stamp}"
+        count = 1
+        while directory.exists():
+            count += 1
+            directory = runs / f"{scenario.name}-{stamp}-{count}"
+    try:
+        directory.mkdir(parents=True)
+    except FileExistsError:
+        raise ResourceError(
+            f"{directory} exists already; runs are never overwritten: "
+            "name another directory or remove this one"
+        ) from None
+    except OSError as error:
+        raise ResourceError(f"cannot make {directory}: {error.strerror or error}") from error
+    layout = RunLayout(directory)
+    write_atomic(layout.scenario, to_toml(scenario).encode())
+    write_atomic(layout.environment, json.dumps(_environment(), indent=1).encode())
+    return layout
+
+
+def _environment() -> dict[str, object]:
+    versions: dict[str, str | None] = {}
+    for name in _VERSIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,139 @@
+"""The scenario: one TOML file that says everything about a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+import clients
+import server_strategies
+from fedleak import attacks, data, measures, models
+from fedleak.components import Component
+from fedleak.scenario.expectations import Expectation
+
+
+def _tag(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return "custom" if isinstance(kind, str) and ":" in kind else str(kind)
+
+
+def one_of(components: tuple[type[Component], ...], custom: type[Component] | None = None) -> Any:
+    """Type of a scenario entry that is one of these components, chosen by ``kind``.
+
+    Args:
+        components: The package's own components.
+        custom: Takes the entry when ``kind`` has the form ``"module:name"``.
+    """
+    tagged = [Annotated[component, Tag(component.kind_name())] for component in components]
+    if custom is not None:
+        tagged.append(Annotated[custom, Tag("custom")])  # type: ignore[arg-type]
+    union: Any = tagged[0]
+    for member in tagged[1:]:
+        union = union | member
+    if len(tagged) == 1:
+        return components[0]
+    return Annotated[union, Discriminator(_tag)]
+
+
+Source = one_of(data.SOURCES, data.CustomSource)
+Partition = one_of(data.PARTITIONS)
+Model = one_of(models.MODELS, models.CustomModel)
+Init = one_of(models.INITS)
+Party = one_of(server_strategies.PARTIES)
+Attack = one_of(attacks.ATTACKS)
+
+
+class Section(BaseModel):
+    """Base of the scenario's tables: immutable, and strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Federation(Section):
+    """Who takes part, how often, and where it runs."""
+
+    engine: Literal["inline", "ray"] = Field(
+        "inline", description="where the apps run: this process, or Flower's simulation on Ray"
+    )
+    rounds: int = Field(1, ge=1, le=10_000, description="rounds of federated training")
+    clients: int = Field(4, ge=1, le=100_000, description="clients that hold a partition each")
+    clients_per_round: int | None = Field(
+        None, ge=1, le=100_000, description="clients asked each round; default all"
+    )
+    evaluate: bool = Field(True, description="test the global model after each round")
+    quorum: float = Field(
+        0.5, ge=0, le=1, description="share of asked clients that must deliver, else the run stops"
+    )
+    cpus_per_client: int = Field(
+        1, ge=1, le=1024, description="CPUs that Ray books for each client that trains"
+    )
+    gpus_per_client: float = Field(
+        0.0, ge=0, le=64, description="GPUs, or a share of one, that Ray books for each client"
+    )
+
+    @property
+    def asked(self) -> int:
+        """Clients asked each round."""
+        return self.clients_per_round or self.clients
+
+
+class Client(Section):
+    """Local training."""
+
+    lr: float = Field(0.1, gt=0, le=1e6, description="learning rate of local SGD")
+    momentum: float = Field(0.0, ge=0, lt=1, description="SGD momentum; starts anew each round")
+    weight_decay: float = Field(0.0, ge=0, le=1e3, description="L2 penalty in SGD")
+    batch_size: int = Field(1, ge=1, le=1_000_000, description="samples per step")
+    local_steps: int | None = Field(
+        None, ge=1, le=100_000, description="steps per round; 1 (FedSGD) if epochs is not set either"
+    )
+    local_epochs: int | None = Field(
+        None, ge=1, le=10_000, description="passes over the client's samples per round (FedAvg)"
+    )
+    train_mode: bool = Field(True, description="dropout and batch norm in training mode")
+    holdout: float = Field(
+        0.0, ge=0, le=0.9, description="share of each client's samples kept for its evaluation"
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where local training computes")
+
+    @property
+    def steps(self) -> int | None:
+        """Local steps; None where epochs are given."""
+        return None if self.local_epochs else (self.local_steps or 1)
+
+
+class Audit(Section):
+    """Which captures are attacked, and how."""
+
+    rounds: tuple[int, ...] | None = Field(None, description="rounds to audit; default all")
+    clients: tuple[int, ...] | None = Field(
+        None, description="partition ids of clients to audit; default all captured"
+    )
+    attacks: tuple[Attack, ...] = Field((), description="attacks run on each capture")
+    executor: Literal["inline"] = Field("inline", description="where attacks run")
+
+
+class Scenario(Section):
+    """A whole run. Each attribute is one table of the TOML file."""
+
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="names the run directory"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="fixes every random draw of the run")
+    data: Source = Field(description="where samples come from")
+    partition: Partition = Field(
+        data.IidPartition(), description="how samples are divided among clients"
+    )
+    model: Model = Field(description="the network that is trained")
+    init: Init = Field(models.DefaultInit(), description="its initial weights")
+    federation: Federation = Federation()
+    client: Client = Client()
+    server: Party = Field(
+        server_strategies.HonestButCuriousParty(), description="what the central party does"
+    )
+    aggregation: server_strategies.Aggregation = Field(
+        server_strategies.Aggregation(), description="how updates become the next model"
+    )
+    audit: Audit = Audit()
+    expect: tuple[Expectation, ...] = Field((), description="values the audit must give")
