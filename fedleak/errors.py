@@ -6,7 +6,8 @@ FedLeakError
 ├── CaptureError     4  a stored capture is damaged or missing
 ├── QuorumLost       5  too few clients were left to go on
 ├── ResourceError    6  the machine or its file system stands in the way
-└── UpdateRejected   -  one client's update was refused; the round goes on
+├── UpdateRejected   -  one client's update was refused; the round goes on
+└── AttackFailed     -  an attack came to nothing; its cell is recorded as failed
 
 A user's mistake raises one of these and is printed without a traceback; any
 other exception is a bug and keeps its traceback.
@@ -78,6 +79,10 @@ class ResourceError(FedLeakError):
 
 class UpdateRejected(FedLeakError):
     """A client's update is unusable; it is recorded and left out of the round."""
+
+
+class AttackFailed(FedLeakError):
+    """An attack could not work on an observation, or all its candidates diverged."""
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

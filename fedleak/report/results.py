@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -131,6 +132,23 @@ class Results:
         scores = self.scores.get(cell.cell, {})
         return {index: scores[index] for index in sorted(scores) if index >= 0}
 
+    def settings(self, cell: Cell) -> str:
+        """The parameters that set the cell apart from others of its attack, or ``""``."""
+        return ", ".join(
+            f"{name}={value}"
+            for name, value in cell.parameters.items()
+            if (cell.attack, name) in self._varied
+        )
+
+    @cached_property
+    def _varied(self) -> set[tuple[str, str]]:
+        """(attack, parameter) pairs that do not have one value throughout the run."""
+        values: dict[tuple[str, str], set[str]] = {}
+        for cell in self.cells:
+            for name, value in cell.parameters.items():
+                values.setdefault((cell.attack, name), set()).add(repr(value))
+        return {pair for pair, found in values.items() if len(found) > 1}
+
     def reconstructions(self, cell: Cell) -> Pictures:
         """What the attack of a finished cell made.
 
@@ -226,13 +244,14 @@ def _read_text(path: Path) -> str | None:
 
 
 def _read_scores(path: Path) -> dict[str, dict[int, SampleScores]]:
-    # pyarrow takes a quarter of a second to import; `fedleak --help` does not need it.
+    # Imported here: `fedleak --help` does not need pyarrow. `pq.read_table` would import
+    # pandas as well.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = ["cell", "sample", "match", "metric", "value", "layer"]
     try:
-        table = pq.read_table(path).select(columns)
+        table = pq.ParquetFile(path).read().select(columns)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise CaptureError(f"{path} is damaged: {error}") from error
     scores: dict[str, dict[int, SampleScores]] = {}

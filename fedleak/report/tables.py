@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedleak.report import text
 from fedleak.report.results import Cell, CellStatus, Results, SampleScores, read_results
 
 RECONSTRUCTED_DB = 20.0
@@ -25,6 +26,7 @@ class SummaryRow:
         round: Round number, from 1.
         client: The client's name.
         attack: The attack's name.
+        settings: The parameters in which it differs from other runs of the same attack.
         status: ``done``, ``failed`` or ``unsupported``.
         samples: True samples the reconstructions were scored against; 0 without truth.
         reconstructed: How many of them reached `RECONSTRUCTED_DB`.
@@ -33,7 +35,8 @@ class SummaryRow:
         ssim: Median structural similarity, -1 to 1.
         label_recovered: Share of labels recovered, 0 to 1.
         seconds: What the attack took.
-        reason: Why the cell failed or is unsupported.
+        reason: Why the cell failed or is unsupported, in one line; the cell's own file
+            has it in full.
 
     A score is None where there is nothing to score: no truth, no picture, no labels.
     """
@@ -42,6 +45,7 @@ class SummaryRow:
     round: int
     client: str
     attack: str
+    settings: str
     status: CellStatus
     samples: int
     reconstructed: int
@@ -180,7 +184,9 @@ def round_rows(results: Results) -> list[RoundRow]:
 def troubles(results: Results) -> list[Trouble]:
     """What did not finish and why; equal reasons are counted together, most cells first."""
     counts = Counter(
-        (cell.attack, cell.status, cell.reason) for cell in results.cells if cell.status != "done"
+        (cell.attack, cell.status, text.one_line(cell.reason))
+        for cell in results.cells
+        if cell.status != "done"
     )
     return [
         Trouble(attack, status, reason, number)
@@ -199,6 +205,7 @@ def _summary_row(cell: Cell, results: Results) -> SummaryRow:
         round=cell.round,
         client=cell.client,
         attack=cell.attack,
+        settings=results.settings(cell),
         status=cell.status,
         samples=len(samples),
         reconstructed=sum(value >= RECONSTRUCTED_DB for value in psnr),
@@ -207,7 +214,7 @@ def _summary_row(cell: Cell, results: Results) -> SummaryRow:
         ssim=statistics.median(ssim) if ssim else None,
         label_recovered=statistics.fmean(labels) if labels else None,
         seconds=cell.seconds,
-        reason=cell.reason,
+        reason=text.one_line(cell.reason) if cell.status != "done" else "",
     )
 
 

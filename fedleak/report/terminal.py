@@ -70,7 +70,7 @@ def _leaks(results: Results) -> list[RenderableType]:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("client", overflow="ellipsis", no_wrap=True, max_width=22)
     table.add_column("round", justify="right")
-    table.add_column("attack", overflow="ellipsis", no_wrap=True, max_width=16)
+    table.add_column("attack", overflow="ellipsis", no_wrap=True, max_width=24)
     if several:
         table.add_column("best PSNR", justify="right")
     table.add_column("PSNR dB", justify="right")
@@ -81,7 +81,7 @@ def _leaks(results: Results) -> list[RenderableType]:
         table.add_row(
             _outside(row.client),
             str(row.round),
-            _outside(row.attack),
+            _outside(f"{row.attack} {row.settings}".strip()),
             *([text.decibel(row.psnr_best)] if several else []),
             text.decibel(row.psnr_median),
             text.ratio(row.ssim),
@@ -107,7 +107,7 @@ def _trouble(trouble: Trouble) -> Text:
         (f"{trouble.status}: ", "yellow"),
         _outside(trouble.attack),
         f" on {text.count(trouble.cells, 'update')}: ",
-        _outside(trouble.reason or "no reason was recorded"),
+        _outside(trouble.reason),
     )
 
 

@@ -36,6 +36,13 @@ def requirement(comparison: str, value: float, tolerance: float) -> str:
     return f"{sign} {plain(value)}{margin}"
 
 
+def one_line(reason: str) -> str:
+    """A recorded reason as one line: of a traceback the last, which names the error."""
+    lines = reason.split("\n") if reason else ["no reason was recorded"]
+    filled = [line.strip() for line in lines if line.strip()]
+    return filled[-1] if filled[0].startswith("Traceback") else " ".join(filled)
+
+
 def count(number: int, noun: str) -> str:
     """``1 cell``, ``2 cells``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -175,20 +175,20 @@ def _card(
         words = f"original sample {sample} of {client}, round {number}"
         lines = () if truth_label is None else (f"label {truth_label}",)
         tiles.append(Tile("original", image, words, lines=lines))
-    names = _names(cells)
     for cell in cells:
+        name = f"{cell.attack} {results.settings(cell)}".strip()
         if cell.status != "done":
-            note = f"{cell.status}: {cell.reason or 'no reason was recorded'}"
-            tiles.append(Tile(names[cell.cell], None, note=note))
+            note = f"{cell.status}: {text.one_line(cell.reason)}"
+            tiles.append(Tile(name, None, note=note))
             continue
         made = results.reconstructions(cell)
         if made.inputs.ndim != 4:
             return None
         score = results.samples(cell).get(sample) if sample is not None else None
         if score is None:
-            tiles += _unscored(names[cell.cell], cell, made)
+            tiles += _unscored(name, cell, made)
         else:
-            tiles.append(_scored(names[cell.cell], cell, made, score, truth_label))
+            tiles.append(_scored(name, cell, made, score, truth_label))
     return Card(client, number, sample, tuple(tiles))
 
 
@@ -234,14 +234,3 @@ def _unscored(name: str, cell: Cell, made: Pictures) -> list[Tile]:
 
 def _label(pictures: Pictures, index: int) -> int | None:
     return None if pictures.labels is None else int(pictures.labels[index])
-
-
-def _names(cells: Sequence[Cell]) -> Mapping[str, str]:
-    """Attack by cell; the end of the cell's name where one attack ran in several ways."""
-    attacks = [cell.attack for cell in cells]
-    return {
-        cell.cell: cell.attack
-        if attacks.count(cell.attack) == 1
-        else cell.cell.removeprefix(f"round-{cell.round:04d}.{cell.client}.")
-        for cell in cells
-    }

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-import clients
-import server_strategies
-from fedleak import attacks, data, measures, models
+from fedleak.attacks import ATTACKS
 from fedleak.components import Component
+from fedleak.data import PARTITIONS, SOURCES, CustomSource, IidPartition
+from fedleak.models import INITS, MODELS, CustomModel, DefaultInit
 from fedleak.scenario.expectations import Expectation
+from server_strategies import PARTIES, Aggregation, HonestButCuriousParty
 
 
 def _tag(value: Any) -> str:
@@ -36,12 +37,12 @@ def one_of(components: tuple[type[Component], ...], custom: type[Component] | No
     return Annotated[union, Discriminator(_tag)]
 
 
-Source = one_of(data.SOURCES, data.CustomSource)
-Partition = one_of(data.PARTITIONS)
-Model = one_of(models.MODELS, models.CustomModel)
-Init = one_of(models.INITS)
-Party = one_of(server_strategies.PARTIES)
-Attack = one_of(attacks.ATTACKS)
+Source = one_of(SOURCES, CustomSource)
+Partition = one_of(PARTITIONS)
+Model = one_of(MODELS, CustomModel)
+Init = one_of(INITS)
+Party = one_of(PARTIES)
+Attack = one_of(ATTACKS)
 
 
 class Section(BaseModel):
@@ -123,17 +124,17 @@ class Scenario(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="fixes every random draw of the run")
     data: Source = Field(description="where samples come from")
     partition: Partition = Field(
-        data.IidPartition(), description="how samples are divided among clients"
+        IidPartition(), description="how samples are divided among clients"
     )
     model: Model = Field(description="the network that is trained")
-    init: Init = Field(models.DefaultInit(), description="its initial weights")
+    init: Init = Field(DefaultInit(), description="its initial weights")
     federation: Federation = Federation()
     client: Client = Client()
     server: Party = Field(
-        server_strategies.HonestButCuriousParty(), description="what the central party does"
+        HonestButCuriousParty(), description="what the central party does"
     )
-    aggregation: server_strategies.Aggregation = Field(
-        server_strategies.Aggregation(), description="how updates become the next model"
+    aggregation: Aggregation = Field(
+        Aggregation(), description="how updates become the next model"
     )
     audit: Audit = Audit()
     expect: tuple[Expectation, ...] = Field((), description="values the audit must give")

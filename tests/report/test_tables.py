@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from fedleak.report import summary, terminal_report, write_page
 from fedleak.report.results import read_results
 from fedleak.report.tables import answer, round_rows, troubles, worst_first
 from fedleak.report.text import decibel, requirement, share
-from tests.report.conftest import RunBuilder
+
+if TYPE_CHECKING:
+    from tests.report.conftest import RunBuilder
 
 
 def test_summary_has_one_row_per_cell_with_its_scores(leaky: Path) -> None:
@@ -113,6 +116,28 @@ def test_equal_troubles_are_counted_together(builder: RunBuilder) -> None:
         ("analytic", "unsupported", "no dense layer", 2),
         ("gs", "failed", "diverged", 1),
     ]
+
+
+def test_of_a_traceback_the_line_that_names_the_error_is_shown(builder: RunBuilder) -> None:
+    builder.round(1, ["a"])
+    trace = 'Traceback (most recent call last):\n  File "x.py", line 1\nValueError: odd shape\n'
+    builder.cell(1, "a", "gs", status="failed", reason=trace)
+    builder.cell(1, "a", "idlg", status="failed", reason="two lines\n  of words")
+    builder.cell(1, "a", "tv", status="failed")
+    assert [row.reason for row in summary(builder.write())] == [
+        "ValueError: odd shape",
+        "two lines of words",
+        "no reason was recorded",
+    ]
+
+
+def test_an_expectation_may_be_measured_infinite(builder: RunBuilder) -> None:
+    builder.round(1, ["a"])
+    builder.cell(1, "a", "gs", status="failed", reason="diverged")
+    limit = {"metric": "psnr", "comparison": ">=", "value": 20.0, "measured": math.inf, "met": True}
+    builder.expectations = [limit]
+    (expectation,) = read_results(builder.write()).expectations
+    assert expectation.measured == math.inf and expectation.difference == math.inf
 
 
 def test_a_path_that_is_no_run_directory_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""What every attack offers, and the check that an observation can be attacked at all."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+from torch import nn
+
+from fedleak.components import Component
+from fedleak.errors import AttackFailed
+from fedleak.records import Observation, Reconstruction, TrainingFacts
+
+Progress = Callable[[int, int, float], None]
+"""Called now and then with the iteration, their total and the best objective so far."""
+
+
+class Attack(Component):
+    """Turns an observation into a reconstruction."""
+
+    @abstractmethod
+    def unsupported(
+        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
+    ) -> str | None:
+        """Say in one sentence why the attack cannot work here, or return None.
+
+        Args:
+            model: The architecture as a client trains it.
+            facts: What a client discloses of its training.
+            input_shape: ``*input`` of one sample.
+            classes: Number of classes.
+        """
+
+    @abstractmethod
+    def reconstruct(
+        self, observation: Observation, seed: int, progress: Progress | None = None
+    ) -> Reconstruction:
+        """Attack one observation.
+
+        Args:
+            observation: What the threat model lets an attack see.
+            seed: Seed of the attack's own random draws; the same seed on the same kind
+                of device gives the same reconstruction.
+            progress: Told now and then how far the attack is.
+
+        Raises:
+            AttackFailed: The observation is unusable, or every candidate diverged.
+        """
+
+
+def refuse_unusable(observation: Observation) -> None:
+    """Refuse an update that is not finite or does not fit the model.
+
+    Raises:
+        AttackFailed: Names the parameter at fault.
+    """
+    for name, parameter in observation.parameters.items():
+        value = observation.update.get(name)
+        if value is None:
+            raise AttackFailed(f"the update has no {name!r}, which the model has")
+        if value.shape != parameter.shape:
+            raise AttackFailed(
+                f"the update of {name!r} has shape {tuple(value.shape)}, "
+                f"the model's is {tuple(parameter.shape)}"
+            )
+        if not value.isfinite().all():
+            raise AttackFailed(f"the update of {name!r} has values that are not finite")

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import hashlib
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torchvision import datasets
+
+from fedleak.data.torchvision_sets import Cifar10, Cifar100, FashionMnist, Mnist, TorchvisionSet
+
+SETS = (Mnist, FashionMnist, Cifar10, Cifar100)
+
+
+def write_idx(folder: Path, name: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """The format of MNIST's files: magic number, sizes, bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    header = struct.pack(">4i", 0x803, *images.shape)
+    (folder / f"{name}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+    header = struct.pack(">2i", 0x801, len(labels))
+    (folder / f"{name}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+
+
+@pytest.mark.parametrize(("source", "folder"), [(Mnist, "MNIST"), (FashionMnist, "FashionMNIST")])
+def test_idx_files(source: type[TorchvisionSet], folder: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    labels = np.array([3, 1, 4, 1, 9], dtype=np.uint8)
+    write_idx(tmp_path / folder / "raw", "train", images, labels)
+    write_idx(tmp_path / folder / "raw", "t10k", images[:2], labels[:2])
+    splits = source(root=tmp_path).load()
+    assert np.array_equal(splits.train.inputs, images[:, None])
+    assert splits.train.labels.tolist() == [3, 1, 4, 1, 9]
+    assert splits.train.labels.dtype == np.int64
+    assert splits.train.classes == splits.test.classes == 10
+    assert np.array_equal(splits.test.inputs, images[:2, None])
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "folder", "key", "classes"),
+    [
+        (Cifar10, "CIFAR10", "cifar-10-batches-py", "labels", 10),
+        (Cifar100, "CIFAR100", "cifar-100-python", "fine_labels", 100),
+    ],
+)
+def test_cifar_files(
+    source: type[TorchvisionSet],
+    name: str,
+    folder: str,
+    key: str,
+    classes: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (4, 3 * 32 * 32), dtype=np.uint8)
+    (tmp_path / folder).mkdir()
+
+    def write(file: str, content: object) -> list[str]:
+        text = pickle.dumps(content)
+        (tmp_path / folder / file).write_bytes(text)
+        return [file, hashlib.md5(text).hexdigest()]
+
+    cifar = getattr(datasets, name)
+    part = {"data": rows, key: [classes - 1, 0, 5, 2]}
+    monkeypatch.setattr(cifar, "train_list", [write("one", part)])
+    monkeypatch.setattr(cifar, "test_list", [write("two", part)])
+    file, checksum = write("meta", {cifar.meta["key"]: ["a name"]})
+    monkeypatch.setattr(cifar, "meta", cifar.meta | {"filename": file, "md5": checksum})
+    splits = source(root=tmp_path).load()
+    assert np.array_equal(splits.train.inputs, rows.reshape(4, 3, 32, 32))
+    assert splits.test.labels.tolist() == [classes - 1, 0, 5, 2]
+    assert splits.test.classes == classes
+
+
+@pytest.mark.parametrize("source", SETS)
+def test_a_missing_set_names_the_directory_and_the_remedy(
+    source: type[TorchvisionSet], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    message = refused("data.root", source(root=tmp_path / "nowhere").load)
+    assert str(tmp_path / "nowhere") in message
+    assert "download = true" in message
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_damaged_set_is_an_error_too(tmp_path: Path, refused: Callable[..., str]) -> None:
+    images = np.zeros((5, 28, 28), np.uint8)
+    write_idx(tmp_path / "MNIST" / "raw", "train", images, np.zeros(5, np.uint8))
+    write_idx(tmp_path / "MNIST" / "raw", "t10k", images, np.zeros(5, np.uint8))
+    file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "no usable MNIST" in refused("data.root", Mnist(root=tmp_path).load)
+
+
+def test_a_failed_download_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nobody answers
+    assert "MNIST" in refused("data.download", Mnist(root=tmp_path, download=True).load)
+
+
+def test_real_mnist(real_data: Path) -> None:
+    splits = Mnist(root=real_data / "mnist").load()
+    assert splits.train.inputs.shape == (60_000, 1, 28, 28)
+    assert splits.test.inputs.shape == (10_000, 1, 28, 28)
+    # The published count of each digit, and the first labels of both files.
+    assert np.bincount(splits.train.labels).tolist() == [
+        5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949,
+    ]  # fmt: skip
+    assert splits.train.labels[:5].tolist() == [5, 0, 4, 1, 9]
+    assert splits.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
