@@ -13,7 +13,7 @@ import fedleak
 from clients.training import reproducible, train
 from fedleak.models.evaluation import evaluate
 from fedleak.records import DISCLOSURE
-from fedleak.scenario import Scenario, load_scenario, prepare
+from fedleak.scenario import Scenario, prepare, scenario_of_run
 from fedleak.seeding import derive
 
 
@@ -81,11 +81,6 @@ def client_app(scenario_of: Callable[[Context], Scenario]) -> ClientApp:
     return app
 
 
-def scenario_of_run(context: Context) -> Scenario:
-    """The scenario that ``flwr run`` was given in its run config."""
-    return load_scenario(str(context.run_config["scenario"]))
-
-
 def _partition(context: Context) -> int:
     return _int(context.node_config["partition-id"])
 
@@ -102,4 +97,4 @@ def _int(value: object) -> int:
     return value
 
 
-app = client_app(scenario_of_run)
+app = client_app(lambda context: scenario_of_run(context.run_config))

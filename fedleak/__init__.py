@@ -24,7 +24,7 @@ __all__ = ["audit", "load_scenario", "report", "run"]
 if TYPE_CHECKING:
     from fedleak.auditor import audit
     from fedleak.federation import run
-    from fedleak.report import write_page as report
+    from fedleak.reporting import write_page as report
     from fedleak.scenario import load_scenario
 
 
@@ -43,7 +43,7 @@ def __getattr__(name: str) -> Any:
 
         return audit
     if name == "report":
-        from fedleak.report import write_page
+        from fedleak.reporting import write_page
 
         return write_page
     raise AttributeError(f"module 'fedleak' has no attribute {name!r}")

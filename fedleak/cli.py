@@ -324,7 +324,7 @@ def _finish(directory: Path, audited: Audited, as_json: bool) -> None:
 
 
 def _print_report(directory: Path, as_json: bool) -> None:
-    from fedleak.report import summary, terminal_report, write_page
+    from fedleak.reporting import summary, terminal_report, write_page
 
     page = write_page(directory)
     if as_json:

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedleak.captures import CaptureStore
 from fedleak.models.evaluation import evaluate
-from fedleak.scenario import Scenario, load_scenario, prepare
+from fedleak.scenario import Scenario, prepare, scenario_of_run
 from fedleak.scenario.run_directory import new_run
 from server_strategies.sampling import SampleByPartition
 
@@ -74,14 +74,9 @@ def server_app(
     return app
 
 
-def scenario_of_run(context: Context) -> Scenario:
-    """The scenario that ``flwr run`` was given in its run config."""
-    return load_scenario(str(context.run_config["scenario"]))
-
-
 def store_of_run(context: Context, scenario: Scenario) -> CaptureStore:
     """A new run directory under the ``runs`` directory of the run config."""
     return CaptureStore(new_run(scenario, Path(str(context.run_config["runs"]))).root)
 
 
-app = server_app(scenario_of_run, store_of_run)
+app = server_app(lambda context: scenario_of_run(context.run_config), store_of_run)

@@ -113,9 +113,7 @@ class Analytic(Attack):
         if progress is not None:
             progress(1, 1, 0.0)
         return Reconstruction(
-            inputs=found.clamp(0, 1).to(like),
-            labels=labels,
-            confidence=confidence.to(like),
+            inputs=found.clamp(0, 1).to(like), labels=labels, confidence=confidence.to(like)
         )
 
 

@@ -80,13 +80,13 @@ def _samples(input_shape: tuple[int, ...]) -> Tensor:
 
 def _without_bias(rows: Tensor, features: Tensor, samples: int) -> Tensor:
     """Estimate the gradient in the logits ``(K,)`` from weight gradients ``(K, features)``."""
-    along = rows @ features / features.square().sum()
+    along: Tensor = rows @ features / features.square().sum()
     if samples > 1 or len(rows) < 3:
         return along
     # One sample makes the rows multiples of one vector, known up to its sign: the one
     # that leaves a single class negative.
     left, _, _ = torch.linalg.svd(rows, full_matrices=False)
-    leading = left[:, 0]
+    leading: Tensor = left[:, 0]
     return leading * leading.sign().sum().sign()
 
 

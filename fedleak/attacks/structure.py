@@ -102,10 +102,7 @@ class InputLayer:
 
 
 def input_dense(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    train_mode: bool,
-    input_shape: tuple[int, ...],
+    model: nn.Module, tensors: Mapping[str, Tensor], train_mode: bool, input_shape: tuple[int, ...]
 ) -> InputLayer | None:
     """Find the dense layer that sees the model's input, if there is one.
 

@@ -41,7 +41,7 @@ class TorchvisionSet(Source):
         name = self.torchvision_name
         try:
             part = getattr(datasets, name)(self.root, train=train, download=self.download)
-        except (RuntimeError, OSError, ValueError, EOFError) as error:
+        except (RuntimeError, OSError, ValueError, AssertionError) as error:
             if self.download:
                 problem = Problem(
                     "data.download", f"fetching {name} into {str(self.root)!r} failed: {error}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from typing import TYPE_CHECKING
-
-import flwr.simulation
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -20,7 +20,8 @@ def run_ray(
 ) -> None:
     """Run a federation in Flower's simulation.
 
-    Flower starts Ray and shuts it down. Everything Ray listens on stays on loopback.
+    Flower starts Ray and shuts it down. Ray listens on all of the machine's interfaces,
+    so it is given a token that nobody else has.
 
     Args:
         server_app: Runs the rounds, in a thread of this process.
@@ -29,12 +30,17 @@ def run_ray(
         cpus_per_client: CPUs booked per actor.
         gpus_per_client: GPUs, or a share of one, booked per actor.
     """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Only now: Ray reads the token when it is imported.
+    import flwr.simulation
+
     flwr.simulation.run_simulation(
         server_app,
         client_app,
         num_supernodes=clients,
         backend_config={
             "client_resources": {"num_cpus": cpus_per_client, "num_gpus": gpus_per_client},
-            "init_args": {"include_dashboard": False, "_node_ip_address": "127.0.0.1"},
+            "init_args": {"include_dashboard": False},
         },
     )

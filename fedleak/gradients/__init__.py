@@ -6,10 +6,4 @@ from fedleak.gradients.local_training import batches, gradient_weight, mean_grad
 from fedleak.gradients.network import evaluation_copy
 from fedleak.gradients.update_map import UpdateMap
 
-__all__ = [
-    "UpdateMap",
-    "batches",
-    "evaluation_copy",
-    "gradient_weight",
-    "mean_gradient",
-]
+__all__ = ["UpdateMap", "batches", "evaluation_copy", "gradient_weight", "mean_gradient"]

@@ -22,9 +22,7 @@ def batches(facts: TrainingFacts) -> tuple[slice, ...]:
         One slice into the sample axis per step.
     """
     starts = range(0, facts.examples, facts.batch_size)
-    epoch = [
-        slice(start, min(start + facts.batch_size, facts.examples)) for start in starts
-    ]
+    epoch = [slice(start, min(start + facts.batch_size, facts.examples)) for start in starts]
     return tuple(epoch[step % len(epoch)] for step in range(facts.steps))
 
 

@@ -31,7 +31,8 @@ class ElementaryNormalisation(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        return _ELEMENTARY.get(func, func)(*args, **(kwargs or {}))
+        call: Callable[..., Any] = _ELEMENTARY.get(func, func)
+        return call(*args, **(kwargs or {}))
 
 
 def _standardise(values: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
@@ -49,9 +50,7 @@ def _affine(values: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
     return values if bias is None else values + bias
 
 
-def _channel_affine(
-    values: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> Tensor:
+def _channel_affine(values: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return _affine(
         values,
         None if weight is None else _per_channel(weight, values),
@@ -73,9 +72,7 @@ def _batch_norm(
         values = _standardise(values, (0, *range(2, values.dim())), eps)
     else:
         scale = (running_var + eps).rsqrt()
-        values = (values - _per_channel(running_mean, values)) * _per_channel(
-            scale, values
-        )
+        values = (values - _per_channel(running_mean, values)) * _per_channel(scale, values)
     return _channel_affine(values, weight, bias)
 
 
@@ -103,9 +100,7 @@ def _group_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     groups = values.reshape(len(values), num_groups, -1)
-    return _channel_affine(
-        _standardise(groups, (2,), eps).reshape(values.shape), weight, bias
-    )
+    return _channel_affine(_standardise(groups, (2,), eps).reshape(values.shape), weight, bias)
 
 
 def _layer_norm(

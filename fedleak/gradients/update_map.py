@@ -25,7 +25,7 @@ class UpdateMap:
 
     ``u(x, y) = (sent - received) / lr``: with one local step it is the gradient of the
     mean cross entropy (plus weight decay times the parameters); with more it unrolls
-    the local SGD, whose momentum starts at zero, over the batches that
+    the local SGD, whose momentum starts at zero, with FedProx's pull if any, over the batches that
     `fedleak.gradients.batches` derives from the facts. All of it can be differentiated
     by autograd, as often as the model's own operations can.
 
@@ -57,18 +57,22 @@ class UpdateMap:
             parameters: Trainable parameters sent to the client, by name.
             buffers: Buffers sent to the client, by name.
             facts: The client's disclosed training facts.
-            layers: Parameters whose update is wanted, by name; None for all.
+            layers: Parameters whose update is wanted, by name; None for all that the
+                model does not hold frozen.
             chunk: Candidates evaluated at a time, to bound memory; None for all.
 
         Raises:
-            ValueError: A name in ``layers`` is not a parameter.
+            ValueError: A name in ``layers`` is not a parameter that is trained.
         """
         self.facts = facts
         self.chunk = chunk
-        self.layers = tuple(parameters) if layers is None else tuple(layers)
+        frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
+        self._trained = tuple(name for name in parameters if name not in frozen)
+        self.layers = self._trained if layers is None else tuple(layers)
         for name in self.layers:
-            if name not in parameters:
-                raise ValueError(f"no parameter {name!r}.{nearest(name, parameters)}")
+            if name not in self._trained:
+                hint = " It is frozen." if name in frozen else nearest(name, self._trained)
+                raise ValueError(f"no parameter {name!r} is trained.{hint}")
         self._parameters = {name: value.detach() for name, value in parameters.items()}
         like = next(iter(self._parameters.values()))
         self._network = evaluation_copy(model, facts.train_mode, like)
@@ -82,7 +86,7 @@ class UpdateMap:
         if self._transformable:
             try:
                 batched = vmap(self._update_of_one, chunk_size=self.chunk)
-                return cast(Update, batched(inputs, labels))
+                return batched(inputs, labels)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:
@@ -93,9 +97,7 @@ class UpdateMap:
                 return updates
         return self._one_by_one(inputs, labels)
 
-    def jvp(
-        self, inputs: Tensor, labels: Tensor, tangents: Tensor
-    ) -> tuple[Update, Update]:
+    def jvp(self, inputs: Tensor, labels: Tensor, tangents: Tensor) -> tuple[Update, Update]:
         """Forward over reverse: the updates, and their Jacobians times ``tangents``.
 
         Args:
@@ -103,10 +105,8 @@ class UpdateMap:
             labels: ``(R, b)`` or ``(R, b, K)``.
             tangents: ``(R, b, *input)``, one direction per candidate.
         """
-        value, product = torch.func.jvp(
-            lambda x: self(x, labels), (inputs,), (tangents,)
-        )
-        return value, product
+        result = torch.func.jvp(lambda x: self(x, labels), (inputs,), (tangents,))
+        return cast(tuple[Update, Update], result)
 
     def vjp(
         self, inputs: Tensor, labels: Tensor, cotangents: Mapping[str, Tensor]
@@ -118,7 +118,8 @@ class UpdateMap:
             labels: ``(R, b)`` or ``(R, b, K)``.
             cotangents: ``(R, *parameter shape)`` for each of the layers.
         """
-        value, pull = torch.func.vjp(lambda x: self(x, labels), inputs)
+        result = torch.func.vjp(lambda x: self(x, labels), inputs)
+        value, pull = cast(tuple[Update, Callable[[Update], tuple[Tensor]]], result)
         (product,) = pull({name: cotangents[name] for name in self.layers})
         return value, product
 
@@ -139,7 +140,7 @@ class UpdateMap:
         """
         values, gradients = [], []
         size = self.chunk or len(inputs)
-        for part, targets in zip(inputs.split(size), labels.split(size), strict=True):
+        for part, targets in zip(torch.split(inputs, size), torch.split(labels, size), strict=True):
             variable = part.detach().requires_grad_()
             value = objective(self(variable, targets), variable)
             (gradient,) = torch.autograd.grad(value.sum(), variable)
@@ -148,19 +149,14 @@ class UpdateMap:
         return torch.cat(values), torch.cat(gradients)
 
     def _one_by_one(self, inputs: Tensor, labels: Tensor) -> Update:
-        updates = [
-            self._update_of_one(x, y) for x, y in zip(inputs, labels, strict=True)
-        ]
-        return {
-            name: torch.stack([update[name] for update in updates])
-            for name in self.layers
-        }
+        updates = [self._update_of_one(x, y) for x, y in zip(inputs, labels, strict=True)]
+        return {name: torch.stack([update[name] for update in updates]) for name in self.layers}
 
     def _update_of_one(self, inputs: Tensor, labels: Tensor) -> Update:
         """Unroll local training on ``(b, *input)`` samples, as `torch.optim.SGD` does it."""
         facts = self.facts
         # A parameter that nobody asked for matters only to the steps that follow.
-        trained = self.layers if facts.steps == 1 else tuple(self._parameters)
+        trained = self.layers if facts.steps == 1 else self._trained
         current = dict(self._parameters)
         velocity: Update = {}
         update: Update = {}
@@ -168,13 +164,12 @@ class UpdateMap:
             for name, step in velocity.items():
                 current[name] = current[name] - facts.lr * step
             gradient = grad(self._loss)(
-                {name: current[name] for name in trained},
-                current,
-                inputs[batch],
-                labels[batch],
+                {name: current[name] for name in trained}, current, inputs[batch], labels[batch]
             )
             for name in trained:
                 step = gradient[name]
+                if facts.proximal_mu:
+                    step = step + facts.proximal_mu * (current[name] - self._parameters[name])
                 if facts.weight_decay:
                     step = step + facts.weight_decay * current[name]
                 if facts.momentum and name in velocity:
@@ -183,9 +178,7 @@ class UpdateMap:
                 update[name] = update[name] + step if name in update else step
         return {name: update[name] for name in self.layers}
 
-    def _loss(
-        self, trained: Update, others: Update, inputs: Tensor, labels: Tensor
-    ) -> Tensor:
+    def _loss(self, trained: Update, others: Update, inputs: Tensor, labels: Tensor) -> Tensor:
         tensors = {**self._buffers, **others, **trained}
         with ElementaryNormalisation():
             logits = functional_call(self._network, tensors, (inputs,))

@@ -1,6 +1,6 @@
 """Scenarios: schema, loading, expectations, and what a scenario stands for."""
 
-from fedleak.scenario.loading import load_scenario, scenario_from, to_toml
+from fedleak.scenario.loading import load_scenario, scenario_from, scenario_of_run, to_toml
 from fedleak.scenario.prepare import Prepared, prepare
 from fedleak.scenario.schema import Audit, Scenario
 
@@ -11,5 +11,6 @@ __all__ = [
     "load_scenario",
     "prepare",
     "scenario_from",
+    "scenario_of_run",
     "to_toml",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -46,7 +47,7 @@ class Verdict:
     met: bool
 
 
-def judge(expectation: Expectation, scores: Iterable[Mapping[str, object]]) -> Verdict:
+def judge(expectation: Expectation, scores: Iterable[Mapping[str, Any]]) -> Verdict:
     """Compare an expectation with the audit's rows.
 
     Args:
@@ -54,11 +55,11 @@ def judge(expectation: Expectation, scores: Iterable[Mapping[str, object]]) -> V
         scores: Rows with ``attack``, ``metric`` and ``value``.
     """
     values = [
-        float(row["value"])  # type: ignore[arg-type]
+        row["value"]
         for row in scores
         if row["metric"] == expectation.metric
         and expectation.attack in (None, row["attack"])
-        and row["value"] is not None
+        and not math.isnan(row["value"])
     ]
     if not values:
         return Verdict(expectation, None, met=False)

@@ -19,6 +19,10 @@ from fedleak.scenario.problems import key_path, problems_of
 from fedleak.scenario.schema import Audit, Scenario
 
 
+_STAND_INS = {"data": "mnist-5k", "model": "mlp"}
+"""Required tables without a default; combinations do not depend on them."""
+
+
 def load_scenario(
     source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()
 ) -> Scenario:
@@ -42,6 +46,20 @@ def load_scenario(
     return scenario_from(raw)
 
 
+def scenario_of_run(run_config: Mapping[str, Any]) -> Scenario:
+    """The scenario that ``flwr run`` names in its run config.
+
+    Its path is taken from the working directory and, where it is not there, from the
+    app's own root: Flower decides where a SuperLink and its nodes run.
+
+    Raises:
+        ScenarioError: See `load_scenario`.
+    """
+    path = Path(str(run_config["scenario"]))
+    packed = Path(__file__).parents[2] / path
+    return load_scenario(packed if not path.exists() and packed.exists() else path)
+
+
 def scenario_from(raw: dict[str, Any]) -> Scenario:
     """Check raw data against the schema; see `load_scenario` for the errors."""
     try:
@@ -51,9 +69,12 @@ def scenario_from(raw: dict[str, Any]) -> Scenario:
         # Combinations are worth checking even beside a misspelt key: repair what is
         # wrong with defaults and look at what remains.
         repaired = copy.deepcopy(raw)
-        broken = [key_path(detail["loc"], raw) for detail in error.errors()]
+        broken = [key_path(detail, raw) for detail in error.errors()]
         for path in broken:
             _drop(repaired, path)
+        for table, kind in _STAND_INS.items():
+            if "kind" not in repaired.setdefault(table, {}):
+                repaired[table] = {"kind": kind}
         try:
             rest = combinations(_validate(repaired))
         except ValidationError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -41,14 +40,16 @@ def problems_of(error: ValidationError, schema: type[BaseModel], raw: Any) -> li
         raw: The data as read, used to tell keys from pydantic's own union tags.
     """
     return [
-        Problem(".".join(key_path(detail["loc"], raw)), _message(detail, schema))
+        Problem(".".join(key_path(detail, raw)), _message(detail, schema))
         for detail in error.errors()
     ]
 
 
-def key_path(loc: Iterable[int | str], raw: Any) -> list[str]:
+def key_path(detail: ErrorDetails, raw: Any) -> list[str]:
     """Keys of an error's location in the raw data; union tags are left out."""
-    parts = list(loc)
+    parts = list(detail["loc"])
+    if detail["type"].startswith("union_tag"):
+        parts.append("kind")
     path: list[str] = []
     here = raw
     for position, part in enumerate(parts):

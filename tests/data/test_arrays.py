@@ -117,9 +117,7 @@ def test_a_broken_training_set_is_refused(changes: dict[str, object], says: str)
 
 
 def test_all_problems_are_reported_together() -> None:
-    test = dataset(
-        inputs=np.full((6, 3, 2, 2), 7.0, np.float32), labels=np.full(6, 5), classes=4
-    )
+    test = dataset(inputs=np.full((6, 3, 2, 2), 7.0, np.float32), labels=np.full(6, 5), classes=4)
     with pytest.raises(ScenarioError) as caught:
         checked(DataSplits(dataset(), test), "data.path")
     text = [str(problem) for problem in caught.value.problems]

@@ -125,9 +125,7 @@ def test_an_unknown_label_column(flat: Path, refused: Callable[..., str]) -> Non
         ("", ["(none)"]),
     ],
 )
-def test_a_bad_table(
-    text: str, says: list[str], flat: Path, refused: Callable[..., str]
-) -> None:
+def test_a_bad_table(text: str, says: list[str], flat: Path, refused: Callable[..., str]) -> None:
     (flat / "bad.csv").write_text(text)
     source = ImageFolder(
         path=flat / "images", size=(4, 4), attributes=flat / "bad.csv", label="gender"

@@ -85,12 +85,15 @@ def test_a_missing_set_names_the_directory_and_the_remedy(
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_damaged_set_is_an_error_too(tmp_path: Path, refused: Callable[..., str]) -> None:
+@pytest.mark.parametrize("damage", [lambda x: x[:-100], lambda x: b"", lambda x: b"GIF89a" + x])
+def test_a_damaged_set_is_an_error_too(
+    damage: Callable[[bytes], bytes], tmp_path: Path, refused: Callable[..., str]
+) -> None:
     images = np.zeros((5, 28, 28), np.uint8)
     write_idx(tmp_path / "MNIST" / "raw", "train", images, np.zeros(5, np.uint8))
     write_idx(tmp_path / "MNIST" / "raw", "t10k", images, np.zeros(5, np.uint8))
     file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
-    file.write_bytes(file.read_bytes()[:-100])
+    file.write_bytes(damage(file.read_bytes()))
     assert "no usable MNIST" in refused("data.root", Mnist(root=tmp_path).load)
 
 

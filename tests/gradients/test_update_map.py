@@ -21,9 +21,7 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(2, 4, 3, padding=1)
-        self.block = nn.Sequential(
-            nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 4, 3, padding=1)
-        )
+        self.block = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 4, 3, padding=1))
         self.head = nn.Linear(4, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,9 +42,7 @@ class Branching(nn.Module):
 
 
 def conv(*tail: nn.Module, **options: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, **options), *tail, nn.Flatten(), nn.LazyLinear(CLASSES)
-    )
+    return nn.Sequential(nn.Conv2d(2, 4, 3, **options), *tail, nn.Flatten(), nn.LazyLinear(CLASSES))
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -81,11 +77,7 @@ def network(request: pytest.FixtureRequest) -> nn.Module:
 @pytest.fixture
 def inputs() -> Tensor:
     return torch.rand(
-        CANDIDATES,
-        SAMPLES,
-        *SHAPE,
-        dtype=torch.float64,
-        generator=torch.Generator().manual_seed(1),
+        CANDIDATES, SAMPLES, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
 
 
@@ -100,11 +92,7 @@ def facts(**changes: float | bool) -> TrainingFacts:
 
 def update_map(model: nn.Module, told: TrainingFacts, **options: object) -> UpdateMap:
     return UpdateMap(
-        model,
-        dict(model.named_parameters()),
-        dict(model.named_buffers()),
-        told,
-        **options,
+        model, dict(model.named_parameters()), dict(model.named_buffers()), told, **options
     )
 
 
@@ -125,19 +113,15 @@ class PlainNorm(nn.Module):
             dims: tuple[int, ...] = (2, 3, 4)
         else:
             shaped = x
-            dims = {
-                nn.BatchNorm2d: (0, 2, 3),
-                nn.InstanceNorm2d: (2, 3),
-                nn.LayerNorm: (1, 2, 3),
-            }[type(layer)]
+            dims = {nn.BatchNorm2d: (0, 2, 3), nn.InstanceNorm2d: (2, 3), nn.LayerNorm: (1, 2, 3)}[
+                type(layer)
+            ]
         variance = shaped.var(dims, correction=0, keepdim=True)
         normal = (
             (shaped - shaped.mean(dims, keepdim=True)) / (variance + layer.eps).sqrt()
         ).reshape(x.shape)
         per_channel = layer.weight.dim() == 1
-        weight, bias = (
-            p[:, None, None] if per_channel else p for p in (layer.weight, layer.bias)
-        )
+        weight, bias = (p[:, None, None] if per_channel else p for p in (layer.weight, layer.bias))
         return normal * weight + bias
 
 
@@ -181,9 +165,7 @@ def test_value_and_first_derivatives(network: nn.Module, inputs: Tensor) -> None
     mapping = update_map(network, facts())
     tangents = torch.randn_like(inputs)
     expected, products, pulled = [], [], []
-    weights = torch.randn(
-        CANDIDATES, sum(p.numel() for p in network.parameters())
-    ).double()
+    weights = torch.randn(CANDIDATES, sum(p.numel() for p in network.parameters())).double()
     for x, y, tangent, weight in zip(inputs, LABELS, tangents, weights, strict=True):
         jacobian = torch.autograd.functional.jacobian(
             lambda z, y=y: plain_gradient(network, z, y), x
@@ -219,12 +201,11 @@ def test_second_derivatives(network: nn.Module, inputs: Tensor) -> None:
     assert relative(actual, expected) < EXACT
 
 
-def trained(
-    model: nn.Module, inputs: Tensor, labels: Tensor, told: TrainingFacts
-) -> Tensor:
+def trained(model: nn.Module, inputs: Tensor, labels: Tensor, told: TrainingFacts) -> Tensor:
     """The oracle for several steps: `torch.optim.SGD` itself."""
     model = copy.deepcopy(model).train(told.train_mode)
-    sent = torch.cat([value.detach().flatten().clone() for value in model.parameters()])
+    origin = [value.detach().clone() for value in model.parameters()]
+    sent = torch.cat([value.flatten() for value in origin])
     optimiser = torch.optim.SGD(
         model.parameters(), told.lr, told.momentum, weight_decay=told.weight_decay
     )
@@ -236,6 +217,9 @@ def trained(
         batch = list(order[step % len(order)])
         optimiser.zero_grad()
         functional.cross_entropy(model(inputs[batch]), labels[batch]).backward()
+        for parameter, start in zip(model.parameters(), origin, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=told.proximal_mu)
         optimiser.step()
     received = torch.cat([value.detach().flatten() for value in model.parameters()])
     return (sent - received) / told.lr
@@ -244,22 +228,18 @@ def trained(
 @pytest.mark.parametrize("name", ["dense", "residual", "batch norm", "no vmap"])
 @pytest.mark.parametrize("train_mode", [True, False])
 def test_several_local_steps_match_sgd(name: str, train_mode: bool) -> None:
-    """Seven steps over five samples: short batches, a second epoch, momentum, decay."""
+    """Seven steps over five samples: short batches, a second epoch, momentum, decay, FedProx."""
     torch.manual_seed(0)
     model = NETWORKS[name]().double()
     model(torch.rand(SAMPLES, *SHAPE, dtype=torch.float64))
-    told = TrainingFacts(
-        0.2, 7, 2, 5, momentum=0.9, weight_decay=0.01, train_mode=train_mode
-    )
+    told = TrainingFacts(0.2, 7, 2, 5, 0.9, 0.01, proximal_mu=0.3, train_mode=train_mode)
     x = torch.rand(CANDIDATES, 5, *SHAPE, dtype=torch.float64)
     y = torch.randint(0, CLASSES, (CANDIDATES, 5))
     tangents = torch.randn_like(x)
     value, product = update_map(model, told).jvp(x, y, tangents)
 
     def oracle(at: Tensor) -> Tensor:
-        return torch.stack(
-            [trained(model, a, b, told) for a, b in zip(at, y, strict=True)]
-        )
+        return torch.stack([trained(model, a, b, told) for a, b in zip(at, y, strict=True)])
 
     assert relative(flat(value), oracle(x)) < EXACT
     step = 1e-5
@@ -267,9 +247,7 @@ def test_several_local_steps_match_sgd(name: str, train_mode: bool) -> None:
     assert relative(flat(product), central) < 1e-6
 
 
-def test_first_derivatives_match_central_differences(
-    network: nn.Module, inputs: Tensor
-) -> None:
+def test_first_derivatives_match_central_differences(network: nn.Module, inputs: Tensor) -> None:
     mapping = update_map(network, facts())
     tangents = torch.randn_like(inputs)
     step = 1e-6
@@ -289,9 +267,7 @@ def test_value_and_grad_is_the_same_in_chunks(inputs: Tensor) -> None:
         return flat(update).square().sum(1) + x.flatten(1).square().sum(1)
 
     whole = update_map(model, facts()).value_and_grad(objective, inputs, LABELS)
-    parts = update_map(model, facts(), chunk=2).value_and_grad(
-        objective, inputs, LABELS
-    )
+    parts = update_map(model, facts(), chunk=2).value_and_grad(objective, inputs, LABELS)
     for actual, expected in zip(parts, whole, strict=True):
         assert relative(actual, expected) < EXACT
 
@@ -322,17 +298,12 @@ def test_an_unknown_layer_is_named() -> None:
 def test_tokens_have_a_value() -> None:
     """Embedding of integer tokens, against autograd."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Embedding(9, 6), nn.Flatten(), nn.Linear(30, CLASSES)
-    ).double()
+    model = nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(30, CLASSES)).double()
     tokens = torch.randint(0, 9, (CANDIDATES, SAMPLES, 5))
     expected = torch.stack(
         [plain_gradient(model, x, y) for x, y in zip(tokens, LABELS, strict=True)]
     )
-    assert (
-        relative(flat(update_map(model, facts())(tokens, LABELS)), expected.detach())
-        < EXACT
-    )
+    assert relative(flat(update_map(model, facts())(tokens, LABELS)), expected.detach()) < EXACT
 
 
 def test_the_model_and_its_buffers_stay_as_they_are(inputs: Tensor) -> None:
@@ -354,10 +325,7 @@ def test_evaluation_mode_uses_the_buffers_that_were_sent(inputs: Tensor) -> None
     blank = copy.deepcopy(model)
     blank.get_submodule("1").reset_running_stats()
     mapping = UpdateMap(
-        blank,
-        dict(model.named_parameters()),
-        dict(model.named_buffers()),
-        facts(train_mode=False),
+        blank, dict(model.named_parameters()), dict(model.named_buffers()), facts(train_mode=False)
     )
     assert relative(flat(mapping(inputs[:1], LABELS[:1]))[0], expected) < EXACT
 
@@ -369,17 +337,28 @@ def test_dropout_is_off() -> None:
     dropping.load_state_dict(plain.state_dict())
     x = torch.rand(CANDIDATES, SAMPLES, *SHAPE)
     assert torch.equal(
-        flat(update_map(dropping, facts())(x, LABELS)),
-        flat(update_map(plain, facts())(x, LABELS)),
+        flat(update_map(dropping, facts())(x, LABELS)), flat(update_map(plain, facts())(x, LABELS))
     )
 
 
-def test_a_shape_that_does_not_fit_raises_and_leaves_the_map_usable(
-    inputs: Tensor,
-) -> None:
+def test_a_shape_that_does_not_fit_raises_and_leaves_the_map_usable(inputs: Tensor) -> None:
     torch.manual_seed(0)
     mapping = update_map(NETWORKS["dense"]().double(), facts())
     expected = flat(mapping(inputs, LABELS))
     with pytest.raises(RuntimeError, match="shape"):
         mapping(inputs[..., :-1], LABELS)
     assert torch.equal(flat(mapping(inputs, LABELS)), expected)
+
+
+def test_a_frozen_parameter_has_no_update(inputs: Tensor) -> None:
+    torch.manual_seed(0)
+    model = NETWORKS["dense"]().double()
+    model.get_parameter("1.bias").requires_grad_(False)
+    told = facts(steps=2)
+    update = update_map(model, told)(inputs[:1], LABELS[:1])
+    assert list(update) == ["1.weight", "3.weight"]
+    expected = trained(model, inputs[0], LABELS[0], told)
+    kept = torch.cat([expected[: 8 * 72], expected[8 * 72 + 8 :]])
+    assert relative(flat(update)[0], kept) < EXACT
+    with pytest.raises(ValueError, match="frozen"):
+        update_map(model, told, layers=["1.bias"])

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedleak.captures import write_atomic
-from fedleak.report import text
-from fedleak.report.results import Results, read_results
-from fedleak.report.tables import (
+from fedleak.reporting import text
+from fedleak.reporting.results import Results, read_results
+from fedleak.reporting.tables import (
     RECONSTRUCTED_DB,
     answer,
     round_rows,
@@ -16,7 +16,7 @@ from fedleak.report.tables import (
     troubles,
     worst_first,
 )
-from fedleak.report.wall import MOST_CARDS, build_wall
+from fedleak.reporting.wall import MOST_CARDS, build_wall
 
 
 def write_page(run: Path) -> Path:

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from fedleak.errors import CaptureError, ResourceError
-from fedleak.report import write_page
-from fedleak.report.wall import MOST_CARDS, MOST_UNSCORED, picture
+from fedleak.reporting import write_page
+from fedleak.reporting.wall import MOST_CARDS, MOST_UNSCORED, picture
 
 if TYPE_CHECKING:
     from tests.report.conftest import RunBuilder

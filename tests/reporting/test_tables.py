@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from fedleak.errors import CaptureError, ResourceError
-from fedleak.report import summary, terminal_report, write_page
-from fedleak.report.results import read_results
-from fedleak.report.tables import answer, round_rows, troubles, worst_first
-from fedleak.report.text import decibel, requirement, share
+from fedleak.reporting import summary, terminal_report, write_page
+from fedleak.reporting.results import read_results
+from fedleak.reporting.tables import answer, round_rows, troubles, worst_first
+from fedleak.reporting.text import decibel, requirement, share
 
 if TYPE_CHECKING:
     from tests.report.conftest import RunBuilder
@@ -228,7 +228,7 @@ def test_numbers_are_written_for_people() -> None:
 
 def test_report_imports_neither_torch_nor_flower(leaky: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; import fedleak.report as r; "
+        "import sys; from pathlib import Path; import fedleak.reporting as r; "
         f"r.write_page(Path({str(leaky)!r})); r.terminal_report(Path({str(leaky)!r})); "
         "print([m for m in ('torch', 'flwr', 'ray', 'pandas') if m in sys.modules])"
     )

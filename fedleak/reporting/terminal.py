@@ -8,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedleak.report import text
-from fedleak.report.results import Results, read_results
-from fedleak.report.tables import (
+from fedleak.reporting import text
+from fedleak.reporting.results import Results, read_results
+from fedleak.reporting.tables import (
     RECONSTRUCTED_DB,
     Trouble,
     answer,

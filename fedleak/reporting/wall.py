@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedleak.errors import CaptureError
-from fedleak.report import text
-from fedleak.report.results import Cell, Pictures, Results, SampleScores
-from fedleak.report.tables import RECONSTRUCTED_DB
+from fedleak.reporting import text
+from fedleak.reporting.results import Cell, Pictures, Results, SampleScores
+from fedleak.reporting.tables import RECONSTRUCTED_DB
 
 MOST_CARDS = 60
 MOST_UNSCORED = 8

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedleak.report import text
-from fedleak.report.results import Cell, CellStatus, Results, SampleScores, read_results
+from fedleak.reporting import text
+from fedleak.reporting.results import Cell, CellStatus, Results, SampleScores, read_results
 
 RECONSTRUCTED_DB = 20.0
 """From this PSNR on (dB) a sample counts as reconstructed: a root-mean-square error of at

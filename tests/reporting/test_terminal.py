@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console, RenderableType
 
-from fedleak.report import expectations_table, terminal_report
-from fedleak.report.terminal import MOST_ROWS
+from fedleak.reporting import expectations_table, terminal_report
+from fedleak.reporting.terminal import MOST_ROWS
 
 if TYPE_CHECKING:
     from tests.report.conftest import RunBuilder

@@ -4,8 +4,8 @@ Everything here reads a run directory and nothing else: no torch, no model, no d
 so a finished run is reported again anywhere, without computing anything anew.
 """
 
-from fedleak.report.page import write_page
-from fedleak.report.tables import SummaryRow, summary
-from fedleak.report.terminal import expectations_table, terminal_report
+from fedleak.reporting.page import write_page
+from fedleak.reporting.tables import SummaryRow, summary
+from fedleak.reporting.terminal import expectations_table, terminal_report
 
 __all__ = ["SummaryRow", "expectations_table", "summary", "terminal_report", "write_page"]

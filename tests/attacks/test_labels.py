@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedleak.attacks.labels import labels_unsupported, recover_labels
+from fedleak.records import Observation, TrainingFacts
+
+Observe = Callable[..., Observation]
+
+
+def mlp(bias: bool = True, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 40), activation(), nn.Linear(40, 10, bias=bias)
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Sigmoid, nn.Tanh])
+def test_one_label_is_always_exact(
+    observe: Observe, digits: tuple[Tensor, Tensor], bias: bool, activation: type[nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    images, labels = digits
+    for i in range(40):
+        observation = observe(mlp(bias, activation), images[i : i + 1], labels[i : i + 1])
+        assert recover_labels(observation).tolist() == [labels[i]]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_counts_of_batches_with_repeats(
+    observe: Observe, digits: tuple[Tensor, Tensor], bias: bool
+) -> None:
+    """Untrained network, batches of 8: at least 90 % must be exact."""
+    torch.manual_seed(0)
+    images, labels = digits
+    exact = 0
+    for _ in range(40):
+        batch = torch.randint(0, len(images), (8,))
+        observation = observe(mlp(bias), images[batch], labels[batch])
+        exact += torch.equal(recover_labels(observation), labels[batch].sort().values)
+    assert exact >= 36
+
+
+def test_counts_over_several_steps_with_weight_decay(
+    observe: Observe, digits: tuple[Tensor, Tensor]
+) -> None:
+    torch.manual_seed(0)
+    images, labels = digits
+    batch = torch.tensor([0, 10, 3, 4])
+    told = TrainingFacts(0.01, 4, 2, 4, momentum=0.9, weight_decay=0.1)
+    observation = observe(mlp(), images[batch], labels[batch], told)
+    assert recover_labels(observation).tolist() == [0, 0, 3, 4]
+
+
+def test_a_model_without_a_final_dense_layer_is_unsupported() -> None:
+    told = TrainingFacts(0.1, 1, 1, 1)
+    convolutional = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
+    reason = labels_unsupported(convolutional, told, (1, 8, 8), 10)
+    assert reason is not None and "this model has none" in reason
+    reason = labels_unsupported(mlp(), told, (1, 8, 8), 7)
+    assert reason is not None and "the model has 10, not 7" in reason
+    reason = labels_unsupported(mlp(), told, (1, 9, 9), 10)
+    assert reason is not None and "does not accept" in reason
+    assert labels_unsupported(mlp(), told, (1, 8, 8), 10) is None

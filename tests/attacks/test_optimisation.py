@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedleak.attacks import ATTACKS, GS, IDLG, Attack
+from fedleak.attacks.optimisation import cosine_distance, squared_distance, total_variation
+from fedleak.errors import AttackFailed
+from fedleak.records import Observation, TrainingFacts
+
+Observe = Callable[..., Observation]
+Psnr = Callable[[Tensor, Tensor], Tensor]
+
+SEARCHES = [GS(restarts=2, iterations=20), IDLG(restarts=2, iterations=20)]
+
+
+def named(attacks: list[Attack]) -> list[str]:
+    return [attack.kind for attack in attacks]
+
+
+def test_distances_are_those_of_the_whole_vectors() -> None:
+    target = {"a": torch.randn(3, 4).double(), "b": torch.randn(5).double()}
+    update = {"a": torch.randn(2, 3, 4).double(), "b": torch.randn(2, 5).double()}
+    one = torch.cat([update["a"].flatten(1), update["b"]], 1)
+    other = torch.cat([target["a"].flatten(), target["b"]])
+    torch.testing.assert_close(
+        cosine_distance(update, target), 1 - functional.cosine_similarity(one, other[None])
+    )
+    torch.testing.assert_close(
+        squared_distance(update, target), (one - other).square().sum(1) / other.square().sum()
+    )
+
+
+def test_the_cosine_distance_keeps_its_digits_in_float32() -> None:
+    target = {"a": torch.tensor([1.0, 0.0])}
+    update = {"a": torch.tensor([[3.0, 3e-5]])}
+    assert cosine_distance(update, target).item() == pytest.approx(0.5e-10, rel=1e-3)
+
+
+def test_total_variation() -> None:
+    image = torch.tensor([[[[[0.0, 1.0], [0.5, 0.5]]]]])
+    assert total_variation(image).tolist() == [pytest.approx((0.5 + 0.5) / 2 + (1 + 0) / 2)]
+
+
+def test_idlg_recovers_image_and_label(
+    observe: Observe, psnr: Psnr, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    for i in range(3):
+        observation = observe(sigmoid_net, images[i : i + 1], labels[i : i + 1])
+        found = IDLG(restarts=2, iterations=150).reconstruct(observation, seed=1)
+        assert found.labels is not None and found.labels.tolist() == [labels[i]]
+        assert psnr(found.inputs, images[i : i + 1]).item() > 40
+
+
+def test_gs_recovers_the_image(
+    observe: Observe, psnr: Psnr, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net, images[:1], labels[:1])
+    found = GS(restarts=2, iterations=300).reconstruct(observation, seed=1)
+    assert psnr(found.inputs, images[:1]).item() > 25
+    assert found.inputs.shape == (1, 1, 8, 8)
+    assert 0 <= found.inputs.min() and found.inputs.max() <= 1
+
+
+@pytest.mark.parametrize("attack", SEARCHES, ids=named(SEARCHES))
+def test_the_seed_fixes_the_outcome(
+    attack: Attack, observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net, images[:2], labels[:2])
+    first = attack.reconstruct(observation, seed=1).inputs
+    assert torch.equal(first, attack.reconstruct(observation, seed=1).inputs)
+    assert not torch.equal(first, attack.reconstruct(observation, seed=2).inputs)
+
+
+@pytest.mark.parametrize("attack", SEARCHES, ids=named(SEARCHES))
+def test_more_restarts_never_have_a_worse_objective_and_chunks_change_nothing(
+    attack: Attack, observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net.double(), images[:1].double(), labels[:1])
+    two = attack.reconstruct(observation, seed=1)
+    eight = attack.model_copy(update={"restarts": 8}).reconstruct(observation, seed=1)
+    assert eight.confidence.item() >= two.confidence.item() - 1e-12
+    chunked = attack.model_copy(update={"chunk": 1}).reconstruct(observation, seed=1)
+    torch.testing.assert_close(chunked.inputs, two.inputs, rtol=0, atol=1e-6)
+
+
+def test_unrolling_beats_the_one_gradient_approximation(
+    observe: Observe, psnr: Psnr, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    """FedAvg: two samples of different classes, four steps of one, high learning rate."""
+    images, labels = digits
+    told = TrainingFacts(1.0, 4, 1, 2, momentum=0.5)
+    observation = observe(sigmoid_net, images[[3, 7]], labels[[3, 7]], told)
+    quality = {}
+    for how in ("unroll", "one-gradient"):
+        attack = IDLG(restarts=4, iterations=200, local_steps=how)
+        found = attack.reconstruct(observation, seed=0)
+        assert found.labels is not None
+        ordered = found.inputs[found.labels.argsort()]
+        quality[how] = psnr(ordered, images[[3, 7]]).mean().item()
+    assert quality["unroll"] > quality["one-gradient"] + 5
+
+
+def test_one_gradient_of_one_step_is_the_gradient_itself(
+    observe: Observe, psnr: Psnr, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    told = TrainingFacts(0.1, 1, 1, 1, weight_decay=0.01)
+    observation = observe(sigmoid_net, images[:1], labels[:1], told)
+    attack = IDLG(restarts=2, iterations=150, local_steps="one-gradient")
+    assert psnr(attack.reconstruct(observation, seed=1).inputs, images[:1]).item() > 40
+
+
+@pytest.mark.parametrize("attack", SEARCHES, ids=named(SEARCHES))
+def test_a_layer_subset_never_reads_the_others(
+    attack: Attack, observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net, images[:1], labels[:1])
+    part = attack.model_copy(update={"layers": ("0.weight", "0.bias")})
+    changed = {**observation.update, "2.weight": observation.update["2.weight"] + 1}
+    first = part.reconstruct(observation, seed=1).inputs
+    second = part.reconstruct(replace(observation, update=changed), seed=1).inputs
+    assert torch.equal(first, second)
+    reason = attack.model_copy(update={"layers": ("0.wieght",)}).unsupported(
+        sigmoid_net, observation.facts, (1, 8, 8), 10
+    )
+    assert reason is not None and "'0.wieght'" in reason
+
+
+class Explosive(nn.Module):
+    """Not finite for a bright image, so some restarts diverge and others do not."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        bright = flat.mean(1, keepdim=True) > self.limit
+        return self.head(torch.where(bright, torch.nan * flat, flat))
+
+
+@pytest.mark.parametrize("attack", SEARCHES, ids=named(SEARCHES))
+def test_a_restart_that_diverges_does_so_alone(
+    attack: Attack, observe: Observe, digits: tuple[Tensor, Tensor]
+) -> None:
+    torch.manual_seed(0)
+    images, labels = digits
+    observation = observe(Explosive(0.5), images[:1], labels[:1])
+    found = attack.model_copy(update={"restarts": 16}).reconstruct(observation, seed=0)
+    assert found.inputs.isfinite().all() and found.confidence.isfinite().all()
+    with pytest.raises(AttackFailed, match="diverged"):
+        attack.reconstruct(replace(observation, model=Explosive(-1.0)), seed=0)
+
+
+@pytest.mark.parametrize("attack", [kind() for kind in ATTACKS], ids=lambda a: a.kind)
+def test_an_unusable_update_is_refused_with_its_name(
+    attack: Attack, observe: Observe, digits: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = digits
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    observation = observe(model, images[:1], labels[:1])
+    for broken in (torch.full((10,), torch.nan), torch.zeros(9)):
+        update = {**observation.update, "1.bias": broken}
+        with pytest.raises(AttackFailed, match=r"'1\.bias'"):
+            attack.reconstruct(replace(observation, update=update), seed=0)
+    with pytest.raises(AttackFailed, match=r"no '1\.bias'"):
+        attack.reconstruct(
+            replace(observation, update={"1.weight": observation.update["1.weight"]}), seed=0
+        )
+
+
+@pytest.mark.parametrize("attack", SEARCHES, ids=named(SEARCHES))
+def test_a_zero_update_is_a_failure_not_a_picture(
+    attack: Attack, observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net, images[:1], labels[:1])
+    update = {name: torch.zeros_like(value) for name, value in observation.update.items()}
+    with pytest.raises(AttackFailed, match="zero"):
+        attack.reconstruct(replace(observation, update=update), seed=0)
+
+
+@pytest.mark.parametrize("attack", SEARCHES, ids=named(SEARCHES))
+def test_progress_ends_at_the_last_iteration_and_never_worsens(
+    attack: Attack, observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    calls: list[tuple[int, int, float]] = []
+    attack.reconstruct(
+        observe(sigmoid_net, images[:1], labels[:1]), 0, lambda *now: calls.append(now)
+    )
+    assert calls[-1][:2] == (20, 20)
+    objectives = [best for _, _, best in calls]
+    assert objectives == sorted(objectives, reverse=True)
+
+
+@pytest.mark.parametrize("start", ["uniform", "normal", "grey"])
+def test_initialisations(
+    start: str, observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net, images[:1], labels[:1])
+    pixels = GS(restarts=50, initialisation=start)._prepare(observation, seed=0).start
+    assert pixels.shape == (50, 1, 1, 8, 8)
+    assert pixels.mean().item() == pytest.approx(0.5, abs=0.02)
+    expected = {"uniform": 12**-0.5, "normal": 0.25, "grey": 0.01}[start]
+    assert pixels.std().item() == pytest.approx(expected, rel=0.05)

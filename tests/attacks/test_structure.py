@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedleak.attacks.structure import final_dense, input_dense, probe
+
+SHAPE = (3, 4, 5)
+SIZE = 60
+
+
+class Normalise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.5, 0.4, 0.3]))
+        self.register_buffer("std", torch.tensor([0.2, 0.3, 0.25]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+class ChannelsLast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+def seen_batch_norm() -> nn.BatchNorm2d:
+    layer = nn.BatchNorm2d(3)
+    layer.running_mean = torch.tensor([0.1, 0.2, 0.3])
+    layer.running_var = torch.tensor([0.5, 0.6, 0.7])
+    return layer
+
+
+PASS_ON = {
+    "flattened": lambda: (nn.Flatten(),),
+    "normalised": lambda: (Normalise(), nn.Flatten()),
+    "channels last": lambda: (Normalise(), ChannelsLast(), nn.Flatten()),
+    "dropout": lambda: (nn.Flatten(), nn.Dropout()),
+    "rectified, which changes no pixel": lambda: (nn.ReLU(), nn.Flatten()),
+    "batch norm by running statistics": lambda: (seen_batch_norm(), nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize("name", PASS_ON)
+def test_what_the_dense_layer_sees_is_undone_exactly(name: str) -> None:
+    torch.manual_seed(0)
+    before = nn.Sequential(*PASS_ON[name]()).double().eval()
+    # A dense layer that comes first in the model but not first in its work.
+    model = nn.ModuleDict({"side": nn.Linear(8, 8), "before": before})
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aside = nn.Linear(8, 10)
+            self.before = model["before"]
+            self.first = nn.Linear(SIZE, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.aside(self.first(self.before(x)).relu())
+
+    layer = input_dense(Network(), {}, False, SHAPE)
+    assert layer is not None
+    assert layer.name == "first"
+    samples = torch.rand(2, *SHAPE, dtype=torch.float64)
+    torch.testing.assert_close(
+        layer.pixels(before(samples).reshape(2, SIZE), SHAPE), samples, rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "train_mode"),
+    [
+        ((nn.Conv2d(3, 3, 3, padding=1), nn.Flatten()), True),
+        ((nn.Sigmoid(), nn.Flatten()), True),
+        ((nn.BatchNorm2d(3), nn.Flatten()), True),
+        ((nn.Flatten(), nn.LayerNorm(SIZE)), False),
+        ((nn.Conv2d(3, 15, 2, stride=2, padding=1), nn.Flatten(), nn.LazyLinear(SIZE)), True),
+    ],
+    ids=["convolution", "sigmoid", "batch statistics", "layer norm", "dense in between"],
+)
+def test_a_layer_that_sees_something_else_is_not_taken(
+    before: tuple[nn.Module, ...], train_mode: bool
+) -> None:
+    model = nn.Sequential(*before, nn.Linear(SIZE, 10))
+    model.eval()(torch.rand(2, *SHAPE))
+    assert input_dense(model, {}, train_mode, SHAPE) is None
+
+
+def test_running_statistics_that_were_sent_count_and_not_the_model_s_own() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(SIZE, 10))
+    sent = {"0.running_mean": torch.full((3,), 0.25), "0.running_var": torch.full((3,), 4.0)}
+    layer = input_dense(model, sent, False, SHAPE)
+    assert layer is not None
+    scale = (4 + 1e-5) ** -0.5
+    torch.testing.assert_close(layer.scale, torch.full((SIZE,), scale).double())
+    torch.testing.assert_close(layer.shift, torch.full((SIZE,), -0.25 * scale).double())
+
+
+def test_the_final_dense_layer_is_the_one_whose_output_comes_out() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(7, 10)
+            self.body = nn.Linear(SIZE, 7)
+            self.auxiliary = nn.Linear(7, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.body(x.flatten(1))
+            self.auxiliary(features)
+            return self.head(features)
+
+    assert final_dense(probe(Network(), {}, True, torch.rand(3, *SHAPE))) == "head"
+    scaled = nn.Sequential(nn.Flatten(), nn.Linear(SIZE, 10), nn.LogSoftmax(1))
+    assert final_dense(probe(scaled, {}, True, torch.rand(3, *SHAPE))) is None
