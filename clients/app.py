@@ -72,9 +72,7 @@ def client_app(scenario_of: Callable[[Context], Scenario]) -> ClientApp:
         with reproducible(derive(scenario.seed, "evaluation")):
             model = prepared.model()
             model.load_state_dict(arrays.to_torch_state_dict())
-            result = evaluate(
-                model.to(scenario.client.device), prepared.splits.train, heldout
-            )
+            result = evaluate(model.to(scenario.client.device), prepared.splits.train, heldout)
         metrics = MetricRecord({"num-examples": len(heldout), **result})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 

@@ -63,7 +63,7 @@ def train(
         labels = torch.from_numpy(dataset.labels[batch]).to(device)
         loss = functional.cross_entropy(model(inputs), labels)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if facts.proximal_mu:
             _add_proximal_term(model, received, facts.proximal_mu)
         optimiser.step()

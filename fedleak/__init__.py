@@ -1,14 +1,15 @@
 """FedLeak measures what federated learning gives away.
 
-    from fedleak import audit, load_scenario, report, run
+from fedleak import audit, load_scenario, report, run
 
-    directory = run(load_scenario("scenarios/quickstart.toml"))
-    audit(directory)
-    print(report(directory))
+directory = run(load_scenario("scenarios/quickstart.toml"))
+audit(directory)
+print(report(directory))
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -28,22 +29,17 @@ if TYPE_CHECKING:
     from fedleak.scenario import load_scenario
 
 
+_HOMES = {
+    "audit": ("fedleak.auditor", "audit"),
+    "load_scenario": ("fedleak.scenario", "load_scenario"),
+    "report": ("fedleak.reporting", "write_page"),
+    "run": ("fedleak.federation", "run"),
+}
+
+
 def __getattr__(name: str) -> Any:
     # Imported on first use: torch alone takes seconds, `fedleak --help` should not.
-    if name == "load_scenario":
-        from fedleak.scenario import load_scenario
-
-        return load_scenario
-    if name == "run":
-        from fedleak.federation import run
-
-        return run
-    if name == "audit":
-        from fedleak.auditor import audit
-
-        return audit
-    if name == "report":
-        from fedleak.reporting import write_page
-
-        return write_page
-    raise AttributeError(f"module 'fedleak' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fedleak' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,8 +26,7 @@ from fedleak import __version__
 from fedleak.errors import ExpectationMissed, FedLeakError, Problem, ScenarioError
 
 if TYPE_CHECKING:
-    from fedleak.auditor import Audited, Subject
-    from fedleak.scenario import Scenario
+    from fedleak.auditor import Audited
 
 app = typer.Typer(
     name="fedleak",
@@ -99,9 +97,7 @@ def validate(scenario: ScenarioPath, set_: Overrides = None, as_json: AsJson = F
     sizes = [len(partition) for partition in prepared.partitions]
     if as_json:
         print(
-            json.dumps(
-                {"valid": True, "samples_per_client": sizes, **dataclasses.asdict(needed)}
-            )
+            json.dumps({"valid": True, "samples_per_client": sizes, **dataclasses.asdict(needed)})
         )
         return
     out.print(f"{scenario} is valid.", markup=False)
@@ -143,7 +139,9 @@ def run(
         place = run_federation(checked, runs=runs, directory=directory, on_round=on_round)
         audited = _audit(progress, place) if checked.audit.attacks else None
     if audited is None:
-        captured = f"Captured {checked.federation.rounds} rounds in {place}; no attack was asked for."
+        captured = (
+            f"Captured {checked.federation.rounds} rounds in {place}; no attack was asked for."
+        )
         if as_json:
             print(json.dumps({"run": str(place)}))
         else:

@@ -23,6 +23,8 @@ class Component(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: str
+
     @classmethod
     def kind_name(cls) -> str:
         """The component's name in a scenario, from the default of its ``kind`` field."""

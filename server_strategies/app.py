@@ -48,9 +48,7 @@ def server_app(
             clients_per_round=federation.asked,
             roster=roster,
         )
-        strategy = scenario.server.wrap(
-            sample, store, quorum=federation.quorum, roster=roster
-        )
+        strategy = scenario.server.wrap(sample, store, quorum=federation.quorum, roster=roster)
 
         def after_round(round: int, arrays: ArrayRecord) -> MetricRecord | None:
             metrics: dict[str, float] = {}

@@ -155,7 +155,8 @@ def _first_reason(replies: Iterable[Message], rejected: Mapping[str, str]) -> st
         return f"; {name}: {reason}"
     for reply in replies:
         if reply.has_error():
-            return f"; a client failed with {reply.error.reason.strip().splitlines()[-1]}"
+            reason = (reply.error.reason or "no reason given").strip().splitlines()[-1]
+            return f"; a client failed with {reason}"
     return ""
 
 

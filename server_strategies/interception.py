@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 
 from fedleak.errors import UpdateRejected
 from fedleak.records import DISCLOSURE, Capture, TrainingFacts, partition_name
@@ -29,15 +29,8 @@ def arrays_of(content: RecordDict) -> Arrays:
 
 def client_name(reply: Message) -> str:
     """Name a reply's sender by its partition id, or by node id if it does not say."""
-    if reply.has_content():
-        for record in (
-            *reply.content.config_records.values(),
-            *reply.content.metric_records.values(),
-        ):
-            partition = record.get("partition-id")
-            if isinstance(partition, (int, float)):
-                return partition_name(int(partition))
-    return f"node-{reply.metadata.src_node_id}"
+    said = _scalars_of(reply.content).get("partition_id")
+    return f"node-{reply.metadata.src_node_id}" if said is None else partition_name(int(said))
 
 
 def training_facts(
@@ -55,15 +48,7 @@ def training_facts(
         The facts, or None where learning rate, batch size, steps or the number of
         examples remain unknown.
     """
-    facts: dict[str, float | int | bool] = dict(known)
-    for metrics in content.metric_records.values():
-        facts.update(
-            {k.replace("-", "_"): v for k, v in metrics.items() if isinstance(v, (int, float))}
-        )
-    if isinstance(disclosed := content.config_records.get(DISCLOSURE), ConfigRecord):
-        facts.update(
-            {k.replace("-", "_"): v for k, v in disclosed.items() if isinstance(v, (int, float))}
-        )
+    facts = {**known, **_scalars_of(content)}
     facts.setdefault("examples", facts.get("num_examples", 0))
     if not all(facts.get(name) for name in ("lr", "batch_size", "examples")):
         return None
@@ -83,6 +68,19 @@ def training_facts(
     )
 
 
+def _scalars_of(content: RecordDict) -> dict[str, float | int]:
+    """Numbers in a reply's metrics and, taking precedence, in its disclosure."""
+    records: list[Mapping[str, object]] = list(content.metric_records.values())
+    if DISCLOSURE in content.config_records:
+        records.append(content.config_records[DISCLOSURE])
+    return {
+        name.replace("-", "_"): value
+        for record in records
+        for name, value in record.items()
+        if isinstance(value, (int, float))
+    }
+
+
 def check_update(sent: Arrays, received: Arrays, content: RecordDict) -> None:
     """Refuse an update that Flower would average without a word.
 
@@ -94,9 +92,7 @@ def check_update(sent: Arrays, received: Arrays, content: RecordDict) -> None:
         raise UpdateRejected(f"arrays differ from those sent: {', '.join(missing)}")
     for name, array in received.items():
         if array.shape != sent[name].shape:
-            raise UpdateRejected(
-                f"{name} has shape {array.shape}, {sent[name].shape} was sent"
-            )
+            raise UpdateRejected(f"{name} has shape {array.shape}, {sent[name].shape} was sent")
         if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
             raise UpdateRejected(f"{name} contains NaN or infinity")
     for metrics in content.metric_records.values():

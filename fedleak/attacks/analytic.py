@@ -132,15 +132,16 @@ def _agreeing(ratios: Tensor, error: Tensor) -> Tensor:
     Returns:
         Groups ``(m, n)`` bool, disjoint, each of two neurons or more.
     """
-    # Root mean square differences; cdist avoids the cancellation of a Gram matrix.
-    apart = torch.cdist(ratios, ratios, compute_mode="donot_use_mm_for_euclid_dist")
-    apart /= max(1, ratios.shape[1]) ** 0.5
-    agree = apart <= error + error[:, None]
+    # Root mean square differences; float64 leaves enough digits for inner products.
+    apart = torch.cdist(ratios, ratios, compute_mode="use_mm_for_euclid_dist")
+    agree = apart / max(1, ratios.shape[1]) ** 0.5 <= error + error[:, None]
+    agree.fill_diagonal_(True)
     # The neuron most others agree with leads a group; of equals, the most exact one.
-    order = sorted(range(len(error)), key=lambda i: (-int(agree[i].sum()), float(error[i])))
+    by_error = error.argsort(stable=True)
+    order = by_error[agree.sum(1)[by_error].argsort(descending=True, stable=True)]
     free = torch.ones(len(error), dtype=torch.bool)
     groups = []
-    for leader in order:
+    for leader in order.tolist():
         group = agree[leader] & free
         if free[leader] and group.sum() >= 2:
             groups.append(group)

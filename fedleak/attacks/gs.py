@@ -26,7 +26,11 @@ class GS(OptimisationAttack):
     by ten after 3/8, 5/8 and 7/8 of the iterations; after each, pixels are clamped to
     [0, 1]. Total variation applies to inputs of two dimensions or more, whose last two
     are height and width, and not to flat ones. A restart whose gradient is not finite
-    stays where it is.
+    coasts on Adam's momentum; what counts is the best point it had.
+
+    On the wire's exact updates the distance alone is enough and any total variation
+    blurs; it earns its weight where an update is noisy or a batch large. An untrained
+    network with small weights has cosine distances of 1e-6, so the default is small.
     """
 
     kind: Literal["gs"] = "gs"

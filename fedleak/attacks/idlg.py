@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from fedleak.attacks.lbfgs import minimise
@@ -16,11 +17,13 @@ class IDLG(OptimisationAttack):
 
     Zhao et al. 2020, Alg. 1; batches take their labels from counts. The distance is
     relative to the observed update's norm, and each restart has a line search of its
-    own. Nothing keeps pixels in [0, 1] on the way, only the outcome is clamped. Over
-    restarts it is bimodal: a restart ends at the sample or nowhere near it.
+    own. Nothing keeps pixels in [0, 1] on the way, only the outcome is clamped.
     """
 
     kind: Literal["idlg"] = "idlg"
+    iterations: int = Field(
+        300, ge=1, le=1_000_000, description="evaluations of the update map per restart"
+    )
 
     def _optimise(self, search: Search, report: Callable[[int, Best], None]) -> Best:
         shape = search.start.shape

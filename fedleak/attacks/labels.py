@@ -24,7 +24,7 @@ def labels_unsupported(
 ) -> str | None:
     """Say why labels cannot be recovered from updates of this model, or return None."""
     try:
-        seen = probe(model, {}, facts.train_mode, _samples(input_shape))
+        seen = probe(model, {}, facts.train_mode, _samples(2, input_shape))
     except (RuntimeError, ValueError) as error:
         return f"the model does not accept an input of shape {input_shape}: {error}"
     if final_dense(seen) is None:
@@ -42,15 +42,16 @@ def recover_labels(observation: Observation) -> Tensor:
     it needs three classes or more). For a batch, class c occurs
     about ``b (p_c - g_c)`` times, where ``g`` is the bias gradient and ``p`` the mean
     predicted probabilities, taken from the model's outputs on random samples: an
-    estimate, good while the model is untrained and predicts much the same for any input.
+    estimate, good while the model is untrained and predicts much the same for any input,
+    and less good without a bias, where the features' size has to be estimated as well.
 
     Raises:
         AttackFailed: The model has no final dense layer.
     """
     tensors = {**observation.buffers, **observation.parameters}
-    seen = probe(
-        observation.model, tensors, observation.facts.train_mode, _samples(observation.input_shape)
-    )
+    # One label is read off the update alone; the probe then only finds the layer.
+    samples = _samples(2 if observation.samples == 1 else _PROBES, observation.input_shape)
+    seen = probe(observation.model, tensors, observation.facts.train_mode, samples)
     name = final_dense(seen)
     if name is None:
         raise AttackFailed("labels need a dense layer whose output is the model's output")
@@ -68,11 +69,11 @@ def recover_labels(observation: Observation) -> Tensor:
     return labels.to(observation.parameters[f"{name}.weight"].device)
 
 
-def _samples(input_shape: tuple[int, ...]) -> Tensor:
+def _samples(count: int, input_shape: tuple[int, ...]) -> Tensor:
     """Random samples ``(n, *input)`` in [0, 1], float64, of brightness and contrast at random."""
     generator = torch.Generator().manual_seed(0)
-    shape = (_PROBES, *[1] * len(input_shape))
-    noise = torch.rand(_PROBES, *input_shape, generator=generator, dtype=torch.float64)
+    shape = (count, *[1] * len(input_shape))
+    noise = torch.rand(count, *input_shape, generator=generator, dtype=torch.float64)
     contrast = torch.rand(shape, generator=generator, dtype=torch.float64)
     brightness = torch.rand(shape, generator=generator, dtype=torch.float64)
     return contrast * noise + (1 - contrast) * brightness

@@ -97,7 +97,9 @@ def run_cell(cell: Cell, store: CaptureStore, subject: Subject) -> Outcome:
         tensors = {"inputs": reconstruction.inputs, "confidence": reconstruction.confidence}
         if reconstruction.labels is not None:
             tensors["labels"] = reconstruction.labels
-        content = safetensors.torch.save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
+        content = safetensors.torch.save(
+            {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
+        )
         write_atomic(folder / f"{cell.name}.safetensors", content)
     write_atomic(folder / f"{cell.name}.json", json.dumps(vars(outcome), indent=1).encode())
     return outcome

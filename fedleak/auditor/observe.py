@@ -38,9 +38,7 @@ def observe(capture: Capture, subject: Subject) -> Observation:
     )
 
 
-def _by_model_name(
-    arrays: Arrays, capture: Capture, subject: Subject
-) -> dict[str, torch.Tensor]:
+def _by_model_name(arrays: Arrays, capture: Capture, subject: Subject) -> dict[str, torch.Tensor]:
     """Arrays under the model's own names, in its order."""
     state = subject.model.state_dict()
     if set(arrays) != set(state) and len(arrays) == len(state) and all(k.isdigit() for k in arrays):

@@ -16,6 +16,8 @@ from fedleak.records import Truth
 
 Row = dict[str, Any]
 
+_SCORES = [score.model_validate({}) for score in SCORES]
+
 
 def score_cells(layout: RunLayout, subject: Subject) -> Iterator[Row]:
     """Score every finished cell whose truth is known.
@@ -33,8 +35,8 @@ def score_cells(layout: RunLayout, subject: Subject) -> Iterator[Row]:
         _keep_original(layout, outcome.round, outcome.client, truth)
         reconstruction = reconstruction_of(layout, outcome)
         matches = match(reconstruction, truth)
-        for score in SCORES:
-            values = score().score(reconstruction, truth, matches)
+        for score in _SCORES:
+            values = score.score(reconstruction, truth, matches)
             for sample, (matched, value) in enumerate(zip(matches, values, strict=True)):
                 yield {
                     "cell": outcome.cell,
@@ -43,7 +45,7 @@ def score_cells(layout: RunLayout, subject: Subject) -> Iterator[Row]:
                     "attack": outcome.attack,
                     "sample": sample,
                     "match": int(matched),
-                    "metric": score.kind_name(),
+                    "metric": score.kind,
                     "value": float(value),
                     "layer": None,
                 }

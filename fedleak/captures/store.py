@@ -127,7 +127,9 @@ class CaptureStore:
         )
 
     def _write_arrays(self, folder: Path, name: str, arrays: Arrays) -> dict[str, Any]:
-        content = safetensors_numpy.save({key: np.ascontiguousarray(a) for key, a in arrays.items()})
+        content = safetensors_numpy.save(
+            {key: np.ascontiguousarray(a) for key, a in arrays.items()}
+        )
         (folder / f"{name}.safetensors").write_bytes(content)
         final = folder.name.removesuffix(".partial")
         return {

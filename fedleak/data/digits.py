@@ -22,7 +22,7 @@ class Digits(Source):
 
     def load(self) -> DataSplits:
         """Read the digits; the levels 0..16 become float32 in [0, 1]."""
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
 
         images, labels = load_digits(return_X_y=True)
         digits = Dataset(

@@ -18,7 +18,7 @@ from fedleak.records import Dataset, Indices
 from fedleak.seeding import derive, stream
 
 if TYPE_CHECKING:
-    from flwr_datasets.partitioner import Partitioner  # type: ignore[import-untyped]
+    from flwr_datasets.partitioner import Partitioner
 
 PATH = "partition"
 
@@ -80,7 +80,7 @@ class Partition(Component, ABC):
         raise ScenarioError(Problem(PATH, message))
 
     def _draw(self, dataset: Dataset, clients: int, seed: int) -> list[Indices]:
-        import datasets  # type: ignore[import-untyped]
+        import datasets
 
         order = np.random.default_rng(seed).permutation(len(dataset))
         columns: dict[str, npt.NDArray[np.generic]] = {

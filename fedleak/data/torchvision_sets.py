@@ -36,7 +36,7 @@ class TorchvisionSet(Source):
         return DataSplits(train=self._part(train=True), test=self._part(train=False))
 
     def _part(self, train: bool) -> Dataset:
-        from torchvision import datasets  # type: ignore[import-untyped]
+        from torchvision import datasets
 
         name = self.torchvision_name
         try:

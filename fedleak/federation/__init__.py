@@ -1,5 +1,5 @@
 """Composition: builds the ServerApp and the ClientApp and runs them on an engine."""
 
-from fedleak.federation.run import run
+from fedleak.federation.launch import run
 
 __all__ = ["run"]

@@ -91,6 +91,17 @@ class InlineGrid(Grid):
             return Message(error, reply_to=message)
 
 
+def identify_server(run: Run) -> None:
+    """Make messages created in this process come from the server of a run.
+
+    Messages ask a private class of Flower who sends them; this is the one place that
+    fills it, as Flower's own simulation does for apps started from Python.
+    """
+    TaskIdentity.task_id = 1
+    TaskIdentity.run_id = run.run_id
+    TaskIdentity.node_id = _SERVER_NODE
+
+
 def run_inline(server_app: ServerApp, client_app: ClientApp, clients: int) -> None:
     """Run a federation in this process.
 
@@ -100,11 +111,7 @@ def run_inline(server_app: ServerApp, client_app: ClientApp, clients: int) -> No
         clients: Number of clients.
     """
     run = Run.create_empty(run_id=1)
-    # Messages ask this private class of Flower who sends them. Its own simulation
-    # fills it in the same way for apps started from Python.
-    TaskIdentity.task_id = 1
-    TaskIdentity.run_id = run.run_id
-    TaskIdentity.node_id = _SERVER_NODE
+    identify_server(run)
     context = Context(
         run_id=run.run_id, node_id=_SERVER_NODE, node_config={}, state=RecordDict(), run_config={}
     )

@@ -23,7 +23,7 @@ def match(reconstruction: Reconstruction, truth: Truth) -> Indices:
         once at most, or -1 where there are not enough.
     """
     # scipy.optimize takes a while to import.
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+    from scipy.optimize import linear_sum_assignment
 
     found, original = len(reconstruction.inputs), len(truth.inputs)
     assigned = np.full(original, -1, dtype=np.int64)

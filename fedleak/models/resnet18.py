@@ -35,7 +35,7 @@ class ResNet18(Architecture):
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
         """Make the network for images of any size."""
-        from torchvision.models import resnet18  # type: ignore[import-untyped]
+        from torchvision.models import resnet18
 
         channels, height, width = image_shape(input_shape, self.kind)
         norm: Any = (

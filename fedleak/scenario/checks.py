@@ -21,9 +21,7 @@ def combinations(scenario: Scenario) -> list[Problem]:
             )
         )
     if client.local_steps and client.local_epochs:
-        problems.append(
-            Problem("client.local_steps", "give local_steps or local_epochs, not both")
-        )
+        problems.append(Problem("client.local_steps", "give local_steps or local_epochs, not both"))
     for number in audit.rounds or ():
         if not 1 <= number <= federation.rounds:
             problems.append(
@@ -57,7 +55,5 @@ def combinations(scenario: Scenario) -> list[Problem]:
                 )
             )
         if not kinds:
-            problems.append(
-                Problem(f"expect.{index}", "nothing is scored: audit.attacks is empty")
-            )
+            problems.append(Problem(f"expect.{index}", "nothing is scored: audit.attacks is empty"))
     return problems

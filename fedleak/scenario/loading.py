@@ -18,7 +18,6 @@ from fedleak.scenario.checks import combinations
 from fedleak.scenario.problems import key_path, problems_of
 from fedleak.scenario.schema import Audit, Scenario
 
-
 _STAND_INS = {"data": "mnist-5k", "model": "mlp"}
 """Required tables without a default; combinations do not depend on them."""
 
@@ -145,7 +144,9 @@ def _assign(raw: dict[str, Any], override: str) -> None:
 
 
 def _child(here: Any, key: str, override: str) -> Any:
-    child = here[_index(here, key, override)] if isinstance(here, list) else here.setdefault(key, {})
+    child = (
+        here[_index(here, key, override)] if isinstance(here, list) else here.setdefault(key, {})
+    )
     if not isinstance(child, (dict, list)):
         raise ScenarioError(Problem("--set", f"{override!r}: {key!r} is a value, not a table"))
     return child

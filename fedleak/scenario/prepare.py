@@ -104,9 +104,7 @@ def prepare(scenario: Scenario) -> Prepared:
 def _prepare(scenario_json: str) -> Prepared:
     scenario = Scenario.model_validate_json(scenario_json, strict=True)
     splits = scenario.data.load()
-    partitions = scenario.partition.assign(
-        splits.train, scenario.federation.clients, scenario.seed
-    )
+    partitions = scenario.partition.assign(splits.train, scenario.federation.clients, scenario.seed)
     prepared = Prepared(scenario, splits, tuple(partitions))
     model = prepared.model()
     problems = [

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from fedleak.components import Component
 from fedleak.errors import Problem, nearest
+from fedleak.scenario.one_of import OneOf
 
 _TYPES = {
     "int_type": "a whole number",
@@ -53,9 +54,12 @@ def key_path(detail: ErrorDetails, raw: Any) -> list[str]:
     path: list[str] = []
     here = raw
     for position, part in enumerate(parts):
-        if isinstance(here, dict) and part in here:
-            here = here[part]
-        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+        inside = (
+            part in here
+            if isinstance(here, dict)
+            else isinstance(here, list) and isinstance(part, int) and part < len(here)
+        )
+        if inside:
             here = here[part]
         elif position < len(parts) - 1 or (isinstance(here, dict) and here.get("kind") == part):
             continue
@@ -66,9 +70,9 @@ def key_path(detail: ErrorDetails, raw: Any) -> list[str]:
 def _message(detail: ErrorDetails, schema: type[BaseModel]) -> str:
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        name, allowed = str(detail["loc"][-1]), _fields_beside(detail["loc"], schema)
-        listed = ", ".join(sorted(allowed))
-        return f"unknown key; allowed here: {listed}.{nearest(name, allowed)}"
+        fields = sorted(_fields_beside(detail["loc"], schema))
+        near = nearest(str(detail["loc"][-1]), fields)
+        return f"unknown key; allowed here: {', '.join(fields)}.{near}"
     if kind == "missing":
         return "is missing and has no default"
     if kind == "union_tag_not_found":
@@ -97,18 +101,28 @@ def _fields_beside(loc: tuple[int | str, ...], schema: type[BaseModel]) -> set[s
             continue
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         if fields:
-            models = [model for field in fields for model in _models_in(field.annotation)]
+            models = [
+                model for field in fields for model in _models_in(field.annotation, *field.metadata)
+            ]
         else:  # a union's tag: keep the component that bears it
             models = [
                 model
                 for model in models
-                if issubclass(model, Component)
-                and (model.kind_name() == part or part == "custom")
+                if issubclass(model, Component) and (model.kind_name() == part or part == "custom")
             ]
     return {name for model in models for name in model.model_fields}
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]
+def _models_in(*annotations: Any) -> list[type[BaseModel]]:
+    for part in annotations:
+        if isinstance(part, OneOf):
+            return list(part.all)
+    return [
+        model
+        for part in annotations
+        for model in (
+            [part]
+            if isinstance(part, type) and issubclass(part, BaseModel)
+            else _models_in(*get_args(part))
+        )
+    ]

@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Field
 
-from fedleak.attacks import ATTACKS
-from fedleak.components import Component
-from fedleak.data import PARTITIONS, SOURCES, CustomSource, IidPartition
-from fedleak.models import INITS, MODELS, CustomModel, DefaultInit
+from fedleak.attacks import ATTACKS, Attack
+from fedleak.data import (
+    PARTITIONS,
+    SOURCES,
+    CustomSource,
+    IidPartition,
+    Partition,
+    Source,
+)
+from fedleak.models import INITS, MODELS, Architecture, CustomModel, DefaultInit, Init
 from fedleak.scenario.expectations import Expectation
+from fedleak.scenario.one_of import OneOf
 from server_strategies import PARTIES, Aggregation, HonestButCuriousParty
-
-
-def _tag(value: Any) -> str:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return "custom" if isinstance(kind, str) and ":" in kind else str(kind)
-
-
-def one_of(components: tuple[type[Component], ...], custom: type[Component] | None = None) -> Any:
-    """Type of a scenario entry that is one of these components, chosen by ``kind``.
-
-    Args:
-        components: The package's own components.
-        custom: Takes the entry when ``kind`` has the form ``"module:name"``.
-    """
-    tagged = [Annotated[component, Tag(component.kind_name())] for component in components]
-    if custom is not None:
-        tagged.append(Annotated[custom, Tag("custom")])  # type: ignore[arg-type]
-    union: Any = tagged[0]
-    for member in tagged[1:]:
-        union = union | member
-    if len(tagged) == 1:
-        return components[0]
-    return Annotated[union, Discriminator(_tag)]
-
-
-Source = one_of(SOURCES, CustomSource)
-Partition = one_of(PARTITIONS)
-Model = one_of(MODELS, CustomModel)
-Init = one_of(INITS)
-Party = one_of(PARTIES)
-Attack = one_of(ATTACKS)
 
 
 class Section(BaseModel):
@@ -87,7 +63,10 @@ class Client(Section):
     weight_decay: float = Field(0.0, ge=0, le=1e3, description="L2 penalty in SGD")
     batch_size: int = Field(1, ge=1, le=1_000_000, description="samples per step")
     local_steps: int | None = Field(
-        None, ge=1, le=100_000, description="steps per round; 1 (FedSGD) if epochs is not set either"
+        None,
+        ge=1,
+        le=100_000,
+        description="steps per round; 1 (FedSGD) if epochs is not set either",
     )
     local_epochs: int | None = Field(
         None, ge=1, le=10_000, description="passes over the client's samples per round (FedAvg)"
@@ -111,7 +90,9 @@ class Audit(Section):
     clients: tuple[int, ...] | None = Field(
         None, description="partition ids of clients to audit; default all captured"
     )
-    attacks: tuple[Attack, ...] = Field((), description="attacks run on each capture")
+    attacks: tuple[Annotated[Attack, OneOf(ATTACKS)], ...] = Field(
+        (), description="attacks run on each capture"
+    )
     executor: Literal["inline"] = Field("inline", description="where attacks run")
 
 
@@ -122,19 +103,21 @@ class Scenario(Section):
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="names the run directory"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="fixes every random draw of the run")
-    data: Source = Field(description="where samples come from")
-    partition: Partition = Field(
+    data: Annotated[Source, OneOf(SOURCES, CustomSource)] = Field(
+        description="where samples come from"
+    )
+    partition: Annotated[Partition, OneOf(PARTITIONS)] = Field(
         IidPartition(), description="how samples are divided among clients"
     )
-    model: Model = Field(description="the network that is trained")
-    init: Init = Field(DefaultInit(), description="its initial weights")
+    model: Annotated[Architecture, OneOf(MODELS, CustomModel)] = Field(
+        description="the network that is trained"
+    )
+    init: Annotated[Init, OneOf(INITS)] = Field(DefaultInit(), description="its initial weights")
     federation: Federation = Federation()
     client: Client = Client()
-    server: Party = Field(
+    server: Annotated[HonestButCuriousParty, OneOf(PARTIES)] = Field(
         HonestButCuriousParty(), description="what the central party does"
     )
-    aggregation: Aggregation = Field(
-        Aggregation(), description="how updates become the next model"
-    )
+    aggregation: Aggregation = Field(Aggregation(), description="how updates become the next model")
     audit: Audit = Audit()
     expect: tuple[Expectation, ...] = Field((), description="values the audit must give")

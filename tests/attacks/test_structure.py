@@ -112,4 +112,8 @@ def test_the_final_dense_layer_is_the_one_whose_output_comes_out() -> None:
 
     assert final_dense(probe(Network(), {}, True, torch.rand(3, *SHAPE))) == "head"
     scaled = nn.Sequential(nn.Flatten(), nn.Linear(SIZE, 10), nn.LogSoftmax(1))
+    for last in (nn.Linear(10, 10), nn.ReLU(inplace=True)):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(SIZE, 10), last)
+        expected = "2" if isinstance(last, nn.Linear) else None
+        assert final_dense(probe(model, {}, True, torch.rand(3, *SHAPE))) == expected
     assert final_dense(probe(scaled, {}, True, torch.rand(3, *SHAPE))) is None

@@ -17,6 +17,7 @@ from fedleak.scenario import Scenario, prepare
 from fedleak.scenario.run_directory import new_run
 from server_strategies.app import OnRound, server_app
 
+
 def run(
     scenario: Scenario,
     *,
