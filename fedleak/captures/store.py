@@ -128,7 +128,7 @@ class CaptureStore:
 
     def _write_arrays(self, folder: Path, name: str, arrays: Arrays) -> dict[str, Any]:
         content = safetensors_numpy.save(
-            {key: np.ascontiguousarray(a) for key, a in arrays.items()}
+            {key: np.asarray(a, order="C") for key, a in arrays.items()}
         )
         (folder / f"{name}.safetensors").write_bytes(content)
         final = folder.name.removesuffix(".partial")
@@ -142,7 +142,7 @@ class CaptureStore:
         digest = hashlib.sha256()
         for key, array in arrays.items():
             digest.update(key.encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(array.tobytes())
         name = f"sent-{digest.hexdigest()[:12]}"
         path = folder / f"{name}.safetensors"
         if not path.exists():

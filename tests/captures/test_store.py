@@ -43,6 +43,7 @@ def test_what_was_committed_is_read_back(store):
         for name, array in getattr(expected, side).items():
             np.testing.assert_array_equal(getattr(loaded, side)[name], array)
             assert getattr(loaded, side)[name].dtype == array.dtype
+            assert getattr(loaded, side)[name].shape == array.shape
 
 
 def test_the_manifest_names_absent_and_rejected_clients(store):

@@ -1,0 +1,76 @@
+"""Clients are chosen by partition id and summed in its order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord
+from flwr.serverapp.strategy import FedAvg
+
+from fedleak.errors import QuorumLost
+from server_strategies.sampling import SampleByPartition
+
+from .conftest import arrays
+
+START = {"w": np.zeros(2, dtype=np.float32)}
+
+
+def sampler(seed=0, clients=3, per_round=2, patience=5.0):
+    inner = FedAvg(fraction_evaluate=0.0, min_train_nodes=per_round, min_available_nodes=per_round)
+    return SampleByPartition(
+        inner,
+        seed=seed,
+        clients=clients,
+        clients_per_round=per_round,
+        roster={},
+        patience=patience,
+    )
+
+
+def chosen(strategy, grid, round):
+    messages = strategy.configure_train(round, arrays(**START), ConfigRecord(), grid)
+    return sorted(strategy.roster[message.metadata.dst_node_id] for message in messages)
+
+
+def relabelled(grid, names):
+    """The same clients under other node ids, as in another run."""
+    contexts = dict(zip(names, grid._contexts.values(), strict=True))
+    for node, context in contexts.items():
+        context.node_id = node
+    grid._contexts = contexts
+    return grid
+
+
+def test_the_seed_and_the_round_fix_the_choice_whatever_the_node_ids(grid):
+    first = [chosen(sampler(), grid, round) for round in range(1, 30)]
+    relabelled(grid, [907, 11, 455])
+    assert [chosen(sampler(), grid, round) for round in range(1, 30)] == first
+    assert {tuple(choice) for choice in first} == {(0, 1), (0, 2), (1, 2)}
+    assert [chosen(sampler(seed=1), grid, round) for round in range(1, 30)] != first
+
+
+def test_replies_are_summed_in_the_order_of_partitions(grid):
+    strategy = sampler(per_round=3)
+    messages = strategy.configure_train(1, arrays(**START), ConfigRecord(), grid)
+    replies = list(grid.send_and_receive(messages))
+    seen = []
+    strategy.inner.aggregate_train = lambda round, given: (
+        seen.append([r.content["fedleak"]["partition-id"] for r in given]),
+        (None, None),
+    )[1]
+    strategy.aggregate_train(1, reversed(replies))
+    strategy.aggregate_train(1, replies[1:] + replies[:1])
+    assert seen == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_too_few_nodes_are_named_with_their_number(grid):
+    with pytest.raises(QuorumLost, match=r"3 of 5 clients connected within 0 s"):
+        chosen(sampler(clients=5, patience=0.0), grid, 1)
+
+
+def test_a_node_that_left_is_forgotten(grid):
+    strategy = sampler(clients=3, patience=0.0)
+    chosen(strategy, grid, 1)
+    del grid._contexts[next(iter(grid.get_node_ids()))]
+    with pytest.raises(QuorumLost, match="2 of 3 clients connected"):
+        chosen(strategy, grid, 2)
