@@ -10,11 +10,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 import fedleak
-from clients.training import reproducible, train
+from clients.training import train
 from fedleak.models.evaluation import evaluate
 from fedleak.records import DISCLOSURE
 from fedleak.scenario import Scenario, prepare, scenario_of_run
-from fedleak.seeding import derive
+from fedleak.seeding import derive, reproducible
 
 
 def client_app(scenario_of: Callable[[Context], Scenario]) -> ClientApp:

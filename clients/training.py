@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.records import Dataset, Indices, TrainingFacts
-
-
-@contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """Make what happens inside depend on the seed alone.
-
-    Dropout draws from the seed, and arithmetic runs on one thread: the order of
-    floating-point sums, and with it the last bits of an update, depends on the number
-    of threads, and engines give clients different numbers of them.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def train(

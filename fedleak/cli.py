@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,13 +25,14 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from fedleak import __version__
-from fedleak.errors import ExpectationMissed, FedLeakError, Problem, ScenarioError
+from fedleak.errors import ExpectationMissed, FedLeakError, ScenarioError, nearest
 
 if TYPE_CHECKING:
     from fedleak.auditor import Audited
+    from fedleak.scenario.catalogue import Entry
 
 app = typer.Typer(
     name="fedleak",
@@ -39,6 +45,7 @@ app = typer.Typer(
     "Start with: [bold]fedleak run scenarios/quickstart.toml[/]",
 )
 out = Console(highlight=False)
+_DEFAULT_WIDTH = 12
 
 ScenarioPath = Annotated[Path, typer.Argument(help="Scenario file (TOML).")]
 RunPath = Annotated[Path, typer.Argument(help="Run directory.")]
@@ -54,16 +61,28 @@ def main() -> None:
     try:
         app()
     except FedLeakError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            *_explain(error), sep="\n", markup=False
-        )
+        width = Console(stderr=True).width - 1
+        for line in _explain(error):
+            # Paths and key paths stay whole, to be copied.
+            print(
+                textwrap.fill(
+                    line,
+                    width,
+                    subsequent_indent="    ",
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                ),
+                file=sys.stderr,
+            )
         sys.exit(error.exit_code)
 
 
 def _explain(error: FedLeakError) -> list[str]:
     if isinstance(error, ScenarioError):
         count = len(error.problems)
-        head = "1 problem in the scenario:" if count == 1 else f"{count} problems in the scenario:"
+        asked = all(problem.path.startswith("--") for problem in error.problems)
+        place = "command" if asked else "scenario"
+        head = f"{count} problem{'' if count == 1 else 's'} in the {place}:"
         return [head, *(f"  {problem}" for problem in error.problems)]
     return [f"Error: {error}"]
 
@@ -79,7 +98,7 @@ def init(
     from fedleak.scenario.template import write_template
 
     write_template(path)
-    out.print(f"Wrote {path}. Next: fedleak run {path}", markup=False)
+    out.print(f"Wrote {path}. Next: fedleak run {path}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -96,11 +115,9 @@ def validate(scenario: ScenarioPath, set_: Overrides = None, as_json: AsJson = F
         needed = estimate(prepared)
     sizes = [len(partition) for partition in prepared.partitions]
     if as_json:
-        print(
-            json.dumps({"valid": True, "samples_per_client": sizes, **dataclasses.asdict(needed)})
-        )
+        _print_json({"valid": True, "samples_per_client": sizes, **dataclasses.asdict(needed)})
         return
-    out.print(f"{scenario} is valid.", markup=False)
+    out.print(f"{scenario} is valid.", markup=False, soft_wrap=True)
     out.print(
         f"{len(sizes)} clients hold {min(sizes)} to {max(sizes)} samples each; the run needs at "
         f"most {needed.memory / 2**20:.0f} MiB of memory and {needed.disk / 2**20:.0f} MiB of disk."
@@ -121,8 +138,6 @@ def run(
 
     Example: fedleak run scenarios/quickstart.toml --set federation.rounds=2
     """
-    from fedleak.captures import RunLayout
-
     with _progress() as progress:
         task = progress.add_task("Loading", total=None, note="")
         from fedleak.federation import run as run_federation
@@ -143,11 +158,11 @@ def run(
             f"Captured {checked.federation.rounds} rounds in {place}; no attack was asked for."
         )
         if as_json:
-            print(json.dumps({"run": str(place)}))
+            _print_json({"run": str(place)})
         else:
             out.print(captured, markup=False, soft_wrap=True)
         return
-    _finish(RunLayout(place).root, audited, as_json)
+    _finish(place, audited, as_json)
 
 
 @app.command()
@@ -171,17 +186,29 @@ def audit(
     input_shape: Annotated[
         str | None, typer.Option(help="With --model: one sample's shape, for example 3,32,32.")
     ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="With --model: per channel, what the app subtracts from pixels in [0, 1] before "
+            "its model sees them, for example 0.5,0.5,0.5."
+        ),
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(help="With --model: per channel, what it divides them by after that."),
+    ] = None,
     truth: Annotated[
         str | None,
         typer.Option(
             help="With --model: module:callable that gives (inputs, labels) for (round, client), "
-            "to score against."
+            "to score against; inputs in [0, 1], before normalisation."
         ),
     ] = None,
     fact: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=VALUE", help="With --model: a training fact no client disclosed (lr=0.1)."
+            metavar="NAME=VALUE",
+            help="With --model: a training fact that the capture lacks or has wrong (lr=0.1).",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -201,7 +228,7 @@ def audit(
         )
 
         attacks = parse_attacks(directory, attack or [], set_ or [])
-        subject = parse_subject(model, input_shape, truth, fact or [])
+        subject = parse_subject(model, input_shape, mean, std, truth, fact or [])
         audited = _audit(
             progress,
             directory,
@@ -240,28 +267,28 @@ def list_(
     if table is not None:
         if table not in entries:
             listed = ", ".join(entries)
-            raise ScenarioError(Problem("", f"there is no table {table!r}; there are: {listed}"))
+            near = nearest(table, entries)
+            raise typer.BadParameter(f"there is no table {table!r}; there are: {listed}.{near}")
         entries = {table: entries[table]}
     if as_json:
-        listed_entries = {
-            name: [dataclasses.asdict(entry) for entry in group] for name, group in entries.items()
-        }
-        print(json.dumps(listed_entries, indent=1))
+        _print_json(
+            {
+                name: [dataclasses.asdict(entry) for entry in group]
+                for name, group in entries.items()
+            }
+        )
         return
+    if table is not None:
+        _print_parameters(entries[table])
+        return
+    kinds = [entry.kind for group in entries.values() for entry in group]
     for name, group in entries.items():
-        out.print(f"\n[bold]{name}[/]")
+        out.print(f"[bold]{name}[/]")
+        grid = _grid(kinds)
         for entry in group:
-            out.print(f"  [cyan]{entry.kind}[/]  {escape(entry.summary)}", soft_wrap=False)
-            if table is None:
-                continue
-            grid = Table(box=None, show_header=False, padding=(0, 1, 0, 3))
-            for parameter in entry.parameters:
-                default = "required" if parameter.default is None else f"= {parameter.default}"
-                grid.add_row(parameter.name, escape(default), escape(parameter.description))
-            if entry.parameters:
-                out.print(grid)
-    if table is None:
-        out.print("\nParameters: fedleak list TABLE, for example fedleak list attack")
+            grid.add_row(f"[cyan]{entry.kind}[/]", escape(entry.summary))
+        out.print(Padding(grid, (0, 0, 1, 2)))
+    out.print("Parameters: fedleak list TABLE, for example fedleak list attack")
 
 
 @app.command()
@@ -272,7 +299,7 @@ def schema() -> None:
     """
     from fedleak.scenario import Scenario
 
-    print(json.dumps(Scenario.model_json_schema(), indent=1))
+    _print_json(Scenario.model_json_schema())
 
 
 @app.callback(invoke_without_command=True)
@@ -284,19 +311,28 @@ def _version(
         raise typer.Exit
 
 
-def _progress() -> Progress:
+@contextmanager
+def _progress() -> Iterator[Progress]:
     # A copy of standard error: while a federation runs, the descriptor itself goes to
     # the run's log.
-    console = Console(file=os.fdopen(os.dup(2), "w"), force_terminal=sys.stderr.isatty() or None)
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        console=console,
-    )
+    with os.fdopen(os.dup(2), "w") as terminal:
+        progress = Progress(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, ratio=1)),
+            TimeElapsedColumn(),
+            console=Console(file=terminal, force_terminal=sys.stderr.isatty() or None),
+            expand=True,
+        )
+        with progress:
+            try:
+                yield progress
+            except FedLeakError:
+                # What went wrong is told in words.
+                progress.live.transient = True
+                raise
 
 
 def _waiting(text: str) -> Any:
@@ -311,7 +347,47 @@ def _audit(progress: Progress, directory: Path, **request: Any) -> Audited:
         note = f"{outcome.attack} on {outcome.client}, {outcome.status}"
         progress.update(task, completed=done, total=total, note=note)
 
-    return audit_run(directory, on_cell=on_cell, **request)
+    audited = audit_run(directory, on_cell=on_cell, **request)
+    if progress.tasks[task].total is None:
+        progress.update(task, completed=1, total=1, note="every attack was finished before")
+    return audited
+
+
+def _grid(names: Iterable[str]) -> Table:
+    """A table without lines, indented, whose first column has room for any of the names."""
+    grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, min_width=max((len(name) for name in names), default=0))
+    return grid
+
+
+def _print_parameters(entries: Sequence[Entry]) -> None:
+    names = [parameter.name for entry in entries for parameter in entry.parameters]
+    for entry in entries:
+        out.print(f"[bold cyan]{entry.kind}[/]")
+        out.print(Padding(escape(entry.summary), (0, 0, 0, 2)))
+        grid = _grid(names)
+        grid.add_column(overflow="fold", min_width=_DEFAULT_WIDTH, max_width=_DEFAULT_WIDTH)
+        for parameter in entry.parameters:
+            default = "required" if parameter.default is None else f"= {parameter.default}"
+            grid.add_row(parameter.name, escape(default), escape(parameter.description))
+        if entry.parameters:
+            out.print(Padding(grid, (0, 0, 0, 2)))
+        out.print()
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(_without_infinities(content), indent=1, allow_nan=False))
+
+
+def _without_infinities(content: Any) -> Any:
+    """JSON has no word for infinity and NaN: null stands for them."""
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    if isinstance(content, dict):
+        return {key: _without_infinities(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_infinities(value) for value in content]
+    return content
 
 
 def _finish(directory: Path, audited: Audited, as_json: bool) -> None:
@@ -327,7 +403,7 @@ def _print_report(directory: Path, as_json: bool) -> None:
     page = write_page(directory)
     if as_json:
         cells = [dataclasses.asdict(row) for row in summary(directory)]
-        print(json.dumps({"run": str(directory), "page": str(page), "cells": cells}, indent=1))
+        _print_json({"run": str(directory), "page": str(page), "cells": cells})
         return
     out.print(terminal_report(directory))
     out.print(f"\nPage: {page}", markup=False, soft_wrap=True)

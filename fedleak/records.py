@@ -7,8 +7,9 @@ image), ``K`` classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,6 +104,34 @@ class TrainingFacts:
     train_mode: bool = True
 
 
+FACTS = frozenset(fact.name for fact in fields(TrainingFacts)) | {"epochs"}
+"""Names under which training facts are disclosed."""
+
+
+def training_facts(known: Mapping[str, float]) -> TrainingFacts | None:
+    """Training facts from those known by name (`FACTS`).
+
+    ``epochs`` may stand in place of ``steps``. None where learning rate, batch size,
+    steps or the number of examples remain unknown or are zero.
+    """
+    if not all(known.get(name) for name in ("lr", "batch_size", "examples")):
+        return None
+    per_epoch = math.ceil(known["examples"] / known["batch_size"])
+    steps = known.get("steps") or known.get("epochs", 0) * per_epoch
+    if not steps:
+        return None
+    return TrainingFacts(
+        lr=float(known["lr"]),
+        steps=int(steps),
+        batch_size=int(known["batch_size"]),
+        examples=int(known["examples"]),
+        momentum=float(known.get("momentum", 0.0)),
+        weight_decay=float(known.get("weight_decay", 0.0)),
+        proximal_mu=float(known.get("proximal_mu", 0.0)),
+        train_mode=bool(known.get("train_mode", True)),
+    )
+
+
 @dataclass(frozen=True)
 class Capture:
     """What the central party kept of one client in one round.
@@ -113,7 +142,8 @@ class Capture:
             does not say which partition it is.
         sent: State dict sent to the client, by name.
         received: State dict it sent back, same names and shapes.
-        facts: Disclosed training facts; None where a foreign app disclosed none.
+        facts: Disclosed training facts; None where a foreign app disclosed too few.
+        disclosed: By name, what it disclosed where that was too few.
     """
 
     round: int
@@ -121,6 +151,7 @@ class Capture:
     sent: Arrays
     received: Arrays
     facts: TrainingFacts | None
+    disclosed: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ the auditor can re-derive which samples a client trained on.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -35,3 +37,24 @@ def stream(
 ) -> np.random.Generator:
     """Return a fresh NumPy generator at the start of a named stream (see `derive`)."""
     return np.random.default_rng(derive(seed, purpose, client, round))
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Make torch computations inside depend on the seed alone.
+
+    Torch's global draws (dropout) start from the seed, and arithmetic runs on one
+    thread: the order of floating-point sums, and with it the last bits of a result,
+    depends on the number of threads, which differs from engine to engine. For networks
+    of the size that updates can be inverted for, one thread is also the fastest.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)

@@ -11,14 +11,15 @@ from flwr.serverapp.strategy import Strategy
 
 from fedleak.captures import CaptureStore
 from fedleak.components import Component
-from fedleak.errors import QuorumLost, UpdateRejected
-from fedleak.records import Capture, partition_name
+from fedleak.errors import QuorumLost, UpdateRejected, nearest
+from fedleak.records import FACTS, Capture, partition_name
 from server_strategies.interception import (
     Arrays,
     arrays_of,
     capture_of,
     client_name,
     scalars,
+    sent_facts,
 )
 
 
@@ -40,11 +41,15 @@ class HonestButCurious(Strategy):
         store: Where captures go, one commit a round.
         disclosed: Training facts that the server knows because it set them (``lr``,
             ``batch_size``, ``epochs`` or ``steps``, ``momentum``, ``weight_decay``,
-            ``proximal_mu``). What a client discloses itself takes precedence.
+            ``proximal_mu``). Those in the train config it sends come on top, and what
+            a client discloses itself takes precedence over both.
         quorum: Share in [0, 1] of the asked clients that must deliver usable updates.
         roster: Partition id by node id, where known; names clients that never answer.
 
     Raises:
+        TypeError: ``inner`` is not of the Message API's strategies.
+        ValueError: A name in ``disclosed`` is no training fact.
+        ResourceError: From `configure_train`, if the store has the round already.
         QuorumLost: From `aggregate_train`, after the round was committed.
     """
 
@@ -53,29 +58,41 @@ class HonestButCurious(Strategy):
         inner: Strategy,
         store: CaptureStore,
         *,
-        disclosed: Mapping[str, float | int | bool] | None = None,
+        disclosed: Mapping[str, float] | None = None,
         quorum: float = 0.0,
         roster: Mapping[int, int] | None = None,
     ) -> None:
+        if not isinstance(inner, Strategy):
+            raise TypeError(
+                f"{type(inner).__module__}.{type(inner).__name__} is not a strategy of Flower's "
+                "Message API; wrap one from flwr.serverapp.strategy"
+            )
+        for name in disclosed or ():
+            if name not in FACTS:
+                raise ValueError(
+                    f"disclosed has {name!r}, which is no training fact; there are: "
+                    f"{', '.join(sorted(FACTS))}.{nearest(name, FACTS)}"
+                )
         self.inner = inner
         self.store = store
         self.disclosed = dict(disclosed or {})
         self.quorum = quorum
         self.roster = roster if roster is not None else {}
-        self._sent: dict[int, Arrays] = {}
+        self._sent: dict[int, tuple[Arrays, dict[str, float]]] = {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the wrapped strategy choose and remember what it sends to whom."""
+        self.store.check_new(server_round)
         messages = list(self.inner.configure_train(server_round, arrays, config, grid))
         # Flower puts one RecordDict into every message: decode each of them once.
-        decoded: dict[int, Arrays] = {}
+        decoded: dict[int, tuple[Arrays, dict[str, float]]] = {}
         self._sent = {}
         for message in messages:
             record = message.content
             if id(record) not in decoded:
-                decoded[id(record)] = arrays_of(record)
+                decoded[id(record)] = arrays_of(record), sent_facts(record)
             self._sent[message.metadata.dst_node_id] = decoded[id(record)]
         return messages
 
@@ -95,7 +112,8 @@ class HonestButCurious(Strategy):
                 continue
             absent.discard(node)
             try:
-                capture = capture_of(server_round, reply, self._sent[node], self.disclosed)
+                sent, told = self._sent[node]
+                capture = capture_of(server_round, reply, sent, {**self.disclosed, **told})
                 if capture.client in captures:
                     raise UpdateRejected(f"a second update under the name {capture.client}")
             except UpdateRejected as reason:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 from flwr.app import Message, RecordDict
 
 from fedleak.errors import UpdateRejected
-from fedleak.records import DISCLOSURE, Capture, TrainingFacts, partition_name
+from fedleak.records import DISCLOSURE, FACTS, Capture, partition_name, training_facts
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -33,49 +32,44 @@ def client_name(reply: Message) -> str:
     return f"node-{reply.metadata.src_node_id}" if said is None else partition_name(int(said))
 
 
-def training_facts(
-    content: RecordDict, known: Mapping[str, float | int | bool]
-) -> TrainingFacts | None:
-    """Collect the disclosed facts of one reply.
+def disclosed_facts(content: RecordDict, known: Mapping[str, float]) -> dict[str, float]:
+    """Collect the training facts known of one reply, by name.
 
     Args:
         content: The reply. Facts stand in its ConfigRecord ``"fedleak"`` and, under
             the same names with ``-`` or ``_``, in its metrics.
-        known: Facts that the server knows because it set them. ``epochs`` may stand in
-            place of ``steps``.
-
-    Returns:
-        The facts, or None where learning rate, batch size, steps or the number of
-        examples remain unknown.
+        known: Facts that the server knows because it set them; a reply's own win.
     """
-    facts = {**known, **_scalars_of(content)}
-    facts.setdefault("examples", facts.get("num_examples", 0))
-    if not all(facts.get(name) for name in ("lr", "batch_size", "examples")):
-        return None
-    per_epoch = math.ceil(facts["examples"] / facts["batch_size"])
-    steps = facts.get("steps") or facts.get("epochs", 0) * per_epoch
-    if not steps:
-        return None
-    return TrainingFacts(
-        lr=float(facts["lr"]),
-        steps=int(steps),
-        batch_size=int(facts["batch_size"]),
-        examples=int(facts["examples"]),
-        momentum=float(facts.get("momentum", 0.0)),
-        weight_decay=float(facts.get("weight_decay", 0.0)),
-        proximal_mu=float(facts.get("proximal_mu", 0.0)),
-        train_mode=bool(facts.get("train_mode", True)),
-    )
+    said = _scalars_of(content)
+    if "num_examples" in said:
+        said.setdefault("examples", said["num_examples"])
+    return {name: value for name, value in {**known, **said}.items() if name in FACTS}
 
 
-def _scalars_of(content: RecordDict) -> dict[str, float | int]:
+def sent_facts(content: RecordDict) -> dict[str, float]:
+    """Training facts in the ConfigRecords of a message to a client, by name.
+
+    Flower apps send a learning rate in the train config, FedProx its ``proximal-mu``.
+    """
+    return {
+        name: value
+        for record in content.config_records.values()
+        for name, value in _numbers(record).items()
+        if name in FACTS
+    }
+
+
+def _scalars_of(content: RecordDict) -> dict[str, float]:
     """Numbers in a reply's metrics and, taking precedence, in its disclosure."""
     records: list[Mapping[str, object]] = list(content.metric_records.values())
     if DISCLOSURE in content.config_records:
         records.append(content.config_records[DISCLOSURE])
+    return {name: value for record in records for name, value in _numbers(record).items()}
+
+
+def _numbers(record: Mapping[str, object]) -> dict[str, float]:
     return {
         name.replace("-", "_"): value
-        for record in records
         for name, value in record.items()
         if isinstance(value, (int, float))
     }
@@ -101,22 +95,29 @@ def check_update(sent: Arrays, received: Arrays, content: RecordDict) -> None:
             raise UpdateRejected(f"num-examples is {examples}, a positive number is expected")
 
 
-def capture_of(
-    round: int, reply: Message, sent: Arrays, known: Mapping[str, float | int | bool]
-) -> Capture:
+def capture_of(round: int, reply: Message, sent: Arrays, known: Mapping[str, float]) -> Capture:
     """Make the capture of one reply.
+
+    Args:
+        round: Round number, from 1.
+        reply: The client's.
+        sent: Arrays sent to it.
+        known: Facts that the server knows because it set them.
 
     Raises:
         UpdateRejected: The update is unusable (see `check_update`).
     """
     received = arrays_of(reply.content)
     check_update(sent, received, reply.content)
+    disclosed = disclosed_facts(reply.content, known)
+    facts = training_facts(disclosed)
     return Capture(
         round=round,
         client=client_name(reply),
         sent=sent,
         received=received,
-        facts=training_facts(reply.content, known),
+        facts=facts,
+        disclosed={} if facts else disclosed,
     )
 
 

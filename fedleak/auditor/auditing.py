@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from fedleak.auditor.ledger import write_ledger
 from fedleak.auditor.scoring import score_cells
 from fedleak.auditor.subject import Subject, subject_of_scenario
 from fedleak.captures import CaptureStore, RunLayout, write_atomic
-from fedleak.errors import CaptureError, Problem, ScenarioError
+from fedleak.errors import CaptureError, Problem, ResourceError, ScenarioError
 from fedleak.records import partition_name
 from fedleak.scenario import Scenario, load_scenario
 from fedleak.scenario.expectations import Verdict, judge
@@ -58,10 +58,16 @@ def audit(
         All scores of the run so far, and how its expectations fared.
 
     Raises:
+        ResourceError: There is no such run directory.
         ScenarioError: Neither a scenario nor a subject is there, or no attack is named.
         CaptureError: A capture is damaged or a round or client is not there.
     """
     layout = RunLayout(Path(directory))
+    if not layout.manifest.is_file():
+        raise ResourceError(
+            f"{layout.root} holds no captures: it has no {layout.manifest.name}. "
+            "`fedleak run SCENARIO` makes a run directory and prints its path"
+        )
     scenario = _scenario_of(layout)
     if subject is None:
         if scenario is None:
@@ -74,7 +80,7 @@ def audit(
             )
         subject = subject_of_scenario(scenario)
     store = CaptureStore(layout.root)
-    cells = _plan(store, scenario, attacks, rounds, clients)
+    cells = _plan(store, scenario, subject, attacks, rounds, clients)
     todo = [cell for cell in cells if not (layout.cells / f"{cell.name}.json").exists()]
     for done, cell in enumerate(todo, start=1):
         outcome = run_cell(cell, store, subject)
@@ -82,8 +88,12 @@ def audit(
             on_cell(done, len(todo), outcome)
     rows = tuple(score_cells(layout, subject))
     write_ledger(layout.results, rows)
-    verdicts = tuple(judge(expected, rows) for expected in (scenario.expect if scenario else ()))
-    if verdicts:
+    verdicts: tuple[Verdict, ...] = ()
+    if scenario is not None and scenario.expect:
+        # Scores of other attacks, or of the same with other parameters, do not count.
+        counted = {cell.name for cell in _plan(store, scenario, subject, None, None, None)}
+        judged = [row for row in rows if row["cell"] in counted]
+        verdicts = tuple(judge(expected, judged) for expected in scenario.expect)
         _write_verdicts(layout, verdicts)
     return Audited(rows, verdicts)
 
@@ -95,39 +105,49 @@ def _scenario_of(layout: RunLayout) -> Scenario | None:
 def _plan(
     store: CaptureStore,
     scenario: Scenario | None,
+    subject: Subject,
     attacks: Sequence[Attack] | None,
     rounds: Sequence[int] | None,
     clients: Sequence[str] | None,
 ) -> list[Cell]:
-    committed = store.rounds()
-    if not committed:
+    captured = {number: store.clients(number) for number in store.rounds()}
+    if not captured:
         raise CaptureError(f"{store.layout.manifest}: no round was captured")
+    known = {name for names in captured.values() for name in names}
+    # What the user names must be there. The scenario names what there may be: not every
+    # client is asked in each round, and a run may have ended early.
+    if missing := sorted(set(rounds or ()) - set(captured)):
+        raise CaptureError(
+            f"{store.layout.manifest}: no round {_listed(missing)}; there are {_listed(captured)}"
+        )
+    if unknown := sorted(set(clients or ()) - known):
+        raise CaptureError(
+            f"{store.layout.manifest}: no capture of {_listed(unknown)}; "
+            f"there are {_listed(sorted(known))}"
+        )
     if scenario is not None:
-        attacks = scenario.audit.attacks if attacks is None else attacks
-        rounds = scenario.audit.rounds if rounds is None else rounds
-        if clients is None and scenario.audit.clients is not None:
-            # The scenario names partitions, not all of which are asked in each round.
-            asked = {name for number in committed for name in store.clients(number)}
-            clients = [n for n in map(partition_name, scenario.audit.clients) if n in asked]
+        asked = scenario.audit
+        attacks = asked.attacks if attacks is None else attacks
+        rounds = asked.rounds if rounds is None else rounds
+        if clients is None and asked.clients is not None:
+            clients = [partition_name(partition) for partition in asked.clients]
     if not attacks:
         raise ScenarioError(
             Problem("audit.attacks", "no attack to run; name one, for example --attack gs")
         )
-    for number in rounds or ():
-        store.clients(number)  # raises where the round is not there
-    known = {name for number in committed for name in store.clients(number)}
-    if unknown := sorted(set(clients or ()) - known):
-        raise CaptureError(
-            f"{store.layout.manifest}: no capture of {', '.join(unknown)}; "
-            f"there are {', '.join(sorted(known))}"
-        )
-    return [
-        Cell(number, client, attack)
-        for number in (committed if rounds is None else rounds)
-        for client in store.clients(number)
+    cells = (
+        Cell(number, client, attack, subject.assumptions)
+        for number, names in captured.items()
+        if rounds is None or number in rounds
+        for client in names
         if clients is None or client in clients
         for attack in attacks
-    ]
+    )
+    return list({cell.name: cell for cell in cells}.values())
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(map(str, names))
 
 
 def _write_verdicts(layout: RunLayout, verdicts: Sequence[Verdict]) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,9 +17,9 @@ from fedleak.attacks import Attack
 from fedleak.auditor.observe import observe
 from fedleak.auditor.subject import Subject
 from fedleak.captures import CaptureStore, RunLayout, write_atomic
-from fedleak.errors import CaptureError, FedLeakError
+from fedleak.errors import AttackFailed, CaptureError, FedLeakError
 from fedleak.records import Reconstruction, partition_of
-from fedleak.seeding import derive
+from fedleak.seeding import derive, reproducible
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,17 @@ class Cell:
     round: int
     client: str
     attack: Attack
+    assumptions: Mapping[str, Any]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All that the outcome depends on beside the capture, by name."""
+        return {**self.attack.model_dump(mode="json"), **self.assumptions}
 
     @property
     def name(self) -> str:
         """Unique among all settings of all attacks: ``round-0001.client-000.gs-1a2b3c``."""
-        settings = hashlib.sha256(self.attack.model_dump_json().encode()).hexdigest()[:6]
+        settings = hashlib.sha256(json.dumps(self.parameters).encode()).hexdigest()[:6]
         kind = str(self.attack.kind).replace(":", ".")
         return f"round-{self.round:04d}.{self.client}.{kind}-{settings}"
 
@@ -60,37 +66,39 @@ def run_cell(cell: Cell, store: CaptureStore, subject: Subject) -> Outcome:
     never stops the other cells.
 
     Raises:
-        CaptureError: The capture itself is damaged.
+        CaptureError: The capture itself is damaged, or of another model.
+        ScenarioError: The capture's training facts are too few, or no such facts can be.
     """
-    capture = store.load(cell.round, cell.client)
+    observation = observe(store.load(cell.round, cell.client), subject)
     started = time.perf_counter()
     status: Literal["done", "failed", "unsupported"] = "done"
-    reason, samples = "", 0
+    reason = ""
     reconstruction: Reconstruction | None = None
     try:
-        observation = observe(capture, subject)
-        samples = observation.samples
         unsupported = cell.attack.unsupported(
             subject.model, observation.facts, subject.input_shape, subject.classes
         )
         if unsupported is not None:
             status, reason = "unsupported", unsupported
         else:
-            reconstruction = cell.attack.reconstruct(observation, _seed(cell, subject))
+            seed = _seed(cell, subject)
+            with reproducible(seed):
+                reconstruction = cell.attack.reconstruct(observation, seed)
+            _check(reconstruction, subject)
     except FedLeakError as error:
-        status, reason = "failed", str(error)
+        status, reason, reconstruction = "failed", str(error), None
     except Exception:
-        status, reason = "failed", traceback.format_exc()
+        status, reason, reconstruction = "failed", traceback.format_exc(), None
     outcome = Outcome(
         cell=cell.name,
         round=cell.round,
         client=cell.client,
         attack=cell.attack.kind,
-        parameters=cell.attack.model_dump(mode="json"),
+        parameters=cell.parameters,
         status=status,
         reason=reason,
         seconds=time.perf_counter() - started,
-        samples=samples,
+        samples=observation.samples,
     )
     folder = store.layout.cells
     if reconstruction is not None:
@@ -139,6 +147,22 @@ def reconstruction_of(layout: RunLayout, outcome: Outcome) -> Reconstruction:
         labels=tensors.get("labels"),
         confidence=tensors["confidence"],
     )
+
+
+def _check(reconstruction: Reconstruction, subject: Subject) -> None:
+    """A score of what is no sample would be a made-up one.
+
+    Raises:
+        AttackFailed: The samples are not finite or not of the observed shape.
+    """
+    inputs = reconstruction.inputs
+    if tuple(inputs.shape[1:]) != subject.input_shape:
+        raise AttackFailed(
+            f"the attack gave samples of shape {tuple(inputs.shape[1:])}, "
+            f"the data has {subject.input_shape}"
+        )
+    if not inputs.isfinite().all():
+        raise AttackFailed("the reconstruction has values that are not finite")
 
 
 def _seed(cell: Cell, subject: Subject) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from fedleak.auditor.subject import Subject
-from fedleak.errors import CaptureError
-from fedleak.records import Arrays, Capture, Observation, TrainingFacts
+from fedleak.errors import CaptureError, Problem, ScenarioError
+from fedleak.records import Arrays, Capture, Observation, TrainingFacts, training_facts
 
 
 def observe(capture: Capture, subject: Subject) -> Observation:
@@ -16,10 +18,10 @@ def observe(capture: Capture, subject: Subject) -> Observation:
     only rounding in it is the one on the wire.
 
     Raises:
-        CaptureError: The capture's arrays are not those of the model, or the client's
-            learning rate, batch size or steps are unknown.
+        CaptureError: The capture's arrays are not those of the model.
+        ScenarioError: Learning rate, batch size, steps or examples are unknown.
     """
-    facts = capture.facts or _assumed(capture, subject)
+    facts = _facts(capture, subject)
     sent = _by_model_name(capture.sent, capture, subject)
     received = _by_model_name(capture.received, capture, subject)
     parameters = {name for name, _ in subject.model.named_parameters()}
@@ -57,12 +59,20 @@ def _by_model_name(arrays: Arrays, capture: Capture, subject: Subject) -> dict[s
     return {name: torch.from_numpy(arrays[name].copy()) for name in state}
 
 
-def _assumed(capture: Capture, subject: Subject) -> TrainingFacts:
-    try:
-        return TrainingFacts(**subject.facts)  # type: ignore[arg-type]
-    except TypeError:
-        raise CaptureError(
-            f"round {capture.round}, {capture.client}: learning rate, batch size, steps or "
-            "examples are unknown; give them with --fact, for example --fact lr=0.1 "
-            "--fact batch_size=4 --fact steps=1 --fact examples=4"
-        ) from None
+def _facts(capture: Capture, subject: Subject) -> TrainingFacts:
+    """The capture's training facts, and over them those that the subject states."""
+    known = capture.disclosed if capture.facts is None else dataclasses.asdict(capture.facts)
+    if "epochs" in subject.facts:
+        known = {name: value for name, value in known.items() if name != "steps"}
+    facts = training_facts({**known, **subject.facts})
+    if facts is None:
+        listed = ", ".join(f"{name} = {value}" for name, value in known.items()) or "nothing"
+        raise ScenarioError(
+            Problem(
+                "--fact",
+                f"round {capture.round}, {capture.client}: lr, batch_size, examples and epochs "
+                f"or steps must be known; the capture says {listed}. Give the others, for "
+                "example --fact lr=0.1 --fact batch_size=4 --fact epochs=1",
+            )
+        )
+    return facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 from fedleak.attacks import Attack
 from fedleak.auditor.subject import Subject, subject_of_model
 from fedleak.captures import RunLayout
-from fedleak.errors import Problem, ScenarioError
-from fedleak.records import partition_name
+from fedleak.errors import Problem, ScenarioError, nearest
+from fedleak.records import FACTS, partition_name
 from fedleak.scenario import load_scenario
 from fedleak.scenario.loading import attacks_from
 
@@ -44,7 +45,20 @@ def parse_attacks(
                 Problem("--set", f"{setting!r} sets no attack that is asked for ({listed})")
             )
         chosen[kind][parameter] = value
-    return attacks_from(list(chosen.values()))
+    try:
+        return attacks_from(list(chosen.values()))
+    except ScenarioError as error:
+        # A user of the command line wrote no list of attacks: name the options.
+        raise ScenarioError(
+            [_as_option(problem, list(chosen)) for problem in error.problems]
+        ) from None
+
+
+def _as_option(problem: Problem, kinds: Sequence[str]) -> Problem:
+    _, index, parameter = problem.path.split(".", 2)
+    if parameter == "kind":
+        return Problem("--attack", problem.message)
+    return Problem(f"--set {kinds[int(index)]}.{parameter}", problem.message)
 
 
 def parse_rounds(text: str | None) -> list[int] | None:
@@ -57,20 +71,31 @@ def parse_clients(text: str | None) -> list[str] | None:
     if text is None:
         return None
     names = [part.strip() for part in text.split(",")]
-    return [partition_name(int(name)) if name.isdigit() else name for name in names]
+    return [partition_name(int(name)) if name.isdecimal() else name for name in names]
 
 
 def parse_subject(
-    model: str | None, input_shape: str | None, truth: str | None, facts: Sequence[str]
+    model: str | None,
+    input_shape: str | None,
+    mean: str | None,
+    std: str | None,
+    truth: str | None,
+    facts: Sequence[str],
 ) -> Subject | None:
     """The subject that ``--model`` and its companions name; None without ``--model``.
 
     Raises:
-        ScenarioError: A companion without ``--model``, or no input shape, or what
-            `subject_of_model` refuses.
+        ScenarioError: A companion without ``--model``, or no input shape, an unknown
+            training fact, or what `subject_of_model` refuses.
     """
     if model is None:
-        given = {"--input-shape": input_shape, "--truth": truth, "--fact": facts}
+        given = {
+            "--input-shape": input_shape,
+            "--mean": mean,
+            "--std": std,
+            "--truth": truth,
+            "--fact": facts,
+        }
         for option, value in given.items():
             if value:
                 raise ScenarioError(Problem(option, "needs --model"))
@@ -82,9 +107,36 @@ def parse_subject(
     return subject_of_model(
         model,
         tuple(_integers("--input-shape", input_shape)),
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
         truth=truth,
-        facts=dict(_assignment("--fact", fact) for fact in facts),
+        facts=dict(_fact(fact) for fact in facts),
     )
+
+
+def _fact(text: str) -> tuple[str, float]:
+    name, value = _assignment("--fact", text)
+    if name not in FACTS:
+        listed = ", ".join(sorted(FACTS))
+        message = f"{name!r} is no training fact; there are: {listed}.{nearest(name, FACTS)}"
+        raise ScenarioError(Problem("--fact", message))
+    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ScenarioError(Problem("--fact", f"{text!r} needs a number, 0 or above"))
+    return name, value
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise ScenarioError(
+            Problem(option, f"{text!r} is not a list of numbers such as 0.5,0.5,0.5")
+        )
+    return numbers
 
 
 def _integers(option: str, text: str) -> list[int]:

@@ -24,16 +24,23 @@ def score_cells(layout: RunLayout, subject: Subject) -> Iterator[Row]:
 
     Yields one row per true sample and score, for the results table. A true sample that
     no reconstruction was matched to has no image scores; ``match`` is -1 there, and its
-    label counts as not recovered.
+    label counts as not recovered. A reconstruction of another shape was made for a
+    subject of another shape and is left out.
     """
+    kept: set[tuple[int, str]] = set()
     for outcome in finished(layout):
         if outcome.status != "done":
             continue
         truth = subject.truth(outcome.round, outcome.client)
         if truth is None:
             continue
-        _keep_original(layout, outcome.round, outcome.client, truth)
         reconstruction = reconstruction_of(layout, outcome)
+        if reconstruction.inputs.shape[1:] != truth.inputs.shape[1:]:
+            continue
+        capture = (outcome.round, outcome.client)
+        if capture not in kept:
+            _keep_original(layout, *capture, truth)
+            kept.add(capture)
         matches = match(reconstruction, truth)
         for score in _SCORES:
             values = score.score(reconstruction, truth, matches)
@@ -53,10 +60,8 @@ def score_cells(layout: RunLayout, subject: Subject) -> Iterator[Row]:
 
 def _keep_original(layout: RunLayout, round: int, client: str, truth: Truth) -> None:
     """Keep the true samples beside the scores, for the report's pictures."""
-    path = layout.original(round, client)
-    if not path.exists():
-        tensors = {
-            "inputs": torch.from_numpy(truth.inputs),
-            "labels": torch.from_numpy(truth.labels),
-        }
-        write_atomic(path, safetensors.torch.save(tensors))
+    tensors = {
+        "inputs": torch.from_numpy(truth.inputs),
+        "labels": torch.from_numpy(truth.labels),
+    }
+    write_atomic(layout.original(round, client), safetensors.torch.save(tensors))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from fedleak.components import import_object
+from fedleak.components import CUSTOM_KIND, import_object
 from fedleak.errors import Problem, ScenarioError
-from fedleak.models import CustomModel
+from fedleak.models import CustomModel, normalised
 from fedleak.records import Truth, partition_of
 from fedleak.scenario import Scenario, prepare
 
@@ -29,7 +31,9 @@ class Subject:
         seed: Fixes the attacks' random draws.
         truth: Gives a client's samples in a round, or None where nobody knows them.
             Only scoring calls it.
-        facts: Training facts to assume where a capture has none.
+        facts: Training facts that take precedence over a capture's.
+        assumptions: What the user stated of a foreign app, by name; reconstructions
+            made under other statements are kept apart.
     """
 
     model: nn.Module
@@ -38,6 +42,7 @@ class Subject:
     seed: int
     truth: TruthOf
     facts: Mapping[str, float] = field(default_factory=dict)
+    assumptions: Mapping[str, Any] = field(default_factory=dict)
 
 
 def subject_of_scenario(scenario: Scenario) -> Subject:
@@ -61,44 +66,68 @@ def subject_of_model(
     model: str,
     input_shape: tuple[int, ...],
     *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     truth: str | None = None,
     facts: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> Subject:
     """From a model of the user's own, for captures of somebody else's Flower app.
 
+    Attacks search and scores compare pixels in [0, 1]. An app that normalises its inputs
+    before the model sees them says so with ``mean`` and ``std``.
+
     Args:
         model: ``"module:Class"``, called without arguments.
         input_shape: Shape of one sample, for example ``(3, 32, 32)``.
+        mean: Per channel, what the app subtracts from pixels in [0, 1]; 0 by default.
+        std: Per channel, what it divides them by after that; 1 by default.
         truth: ``"module:callable"`` that takes a round and a client's name and returns
-            the pair of inputs ``(b, *input)`` and labels ``(b,)`` that the client
-            trained on, or None. Without it nothing can be scored.
-        facts: Training facts to assume where a capture has none.
+            the pair of inputs ``(b, *input)`` in [0, 1], before normalisation, and
+            labels ``(b,)`` that the client trained on, or None. Without it nothing can
+            be scored.
+        facts: Training facts that take precedence over a capture's.
         seed: Fixes the attacks' random draws.
 
     Raises:
         ScenarioError: The model or the truth does not import, or the model does not
             take such inputs.
     """
-    network = CustomModel(kind=model).build(input_shape, 0)
+    if not re.fullmatch(CUSTOM_KIND, model):
+        raise ScenarioError(Problem("--model", f"{model!r} is not of the form module:Class"))
+    architecture = CustomModel(kind=model, mean=mean, std=std)
+    try:
+        network = normalised(architecture, architecture.build(input_shape, 0), input_shape)
+    except ScenarioError as error:
+        # A user of the command line wrote no scenario: name the options.
+        names = {"model.mean": "--mean", "model.std": "--std"}
+        raise ScenarioError(
+            [Problem(names.get(p.path, "--model"), p.message) for p in error.problems]
+        ) from error
     try:
         with torch.no_grad():
-            output = network.eval()(torch.zeros(1, *input_shape))
+            output = network.eval()(torch.zeros(2, *input_shape))
     except Exception as error:
         raise ScenarioError(
             Problem("--input-shape", f"{model} does not take inputs {input_shape}: {error}")
         ) from error
+    if not isinstance(output, torch.Tensor) or output.ndim != 2:
+        raise ScenarioError(
+            Problem("--model", f"{model} must give logits (samples, classes) and does not")
+        )
+    assumptions = {"model": model, "mean": mean, "std": std, "facts": dict(facts or {})}
     return Subject(
         model=network,
         input_shape=input_shape,
-        classes=int(output.shape[-1]),
+        classes=output.shape[1],
         seed=seed,
-        truth=_imported_truth(truth) if truth else lambda round, client: None,
+        truth=_imported_truth(truth, input_shape) if truth else lambda round, client: None,
         facts=facts or {},
+        assumptions={name: value for name, value in assumptions.items() if value},
     )
 
 
-def _imported_truth(spec: str) -> TruthOf:
+def _imported_truth(spec: str, input_shape: tuple[int, ...]) -> TruthOf:
     try:
         function = import_object(spec)
     except ImportError as error:
@@ -108,9 +137,25 @@ def _imported_truth(spec: str) -> TruthOf:
         pair = function(round, client)
         if pair is None:
             return None
-        inputs, labels = pair
-        return Truth(
-            inputs=np.asarray(inputs, dtype=np.float32), labels=np.asarray(labels, dtype=np.int64)
-        )
+        inputs = np.ascontiguousarray(pair[0], dtype=np.float32)
+        labels = np.ascontiguousarray(pair[1], dtype=np.int64)
+        where = f"{spec} for round {round}, {client}"
+        if labels.ndim != 1 or inputs.shape != (len(labels), *input_shape):
+            raise ScenarioError(
+                Problem(
+                    "--truth",
+                    f"{where} gave inputs {inputs.shape} and labels {labels.shape}; they must be "
+                    f"(samples, {', '.join(map(str, input_shape))}) and (samples,)",
+                )
+            )
+        if inputs.size and not (inputs.min() >= 0 and inputs.max() <= 1):
+            raise ScenarioError(
+                Problem(
+                    "--truth",
+                    f"{where} gave values from {inputs.min():g} to {inputs.max():g}; pixels in "
+                    "[0, 1], before any normalisation, are expected",
+                )
+            )
+        return Truth(inputs=inputs, labels=labels)
 
     return truth

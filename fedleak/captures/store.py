@@ -26,7 +26,7 @@ from safetensors import numpy as safetensors_numpy
 
 from fedleak.captures.layout import RunLayout, write_atomic
 from fedleak.errors import CaptureError, ResourceError
-from fedleak.records import Arrays, Capture, TrainingFacts
+from fedleak.records import Arrays, Capture, training_facts
 
 FORMAT = 1
 
@@ -61,12 +61,8 @@ class CaptureStore:
             ResourceError: The run directory cannot be written, or the round was
                 committed before: captures are append-only.
         """
+        self.check_new(round)
         manifest = self._read_manifest()
-        if str(round) in manifest["rounds"]:
-            raise ResourceError(
-                f"round {round} is in {self.layout.manifest} already; "
-                "captures are append-only, use a new run directory"
-            )
         folder = self.layout.round(round)
         partial = folder.with_name(folder.name + ".partial")
         clients: dict[str, Any] = {}
@@ -80,8 +76,10 @@ class CaptureStore:
             for capture in sorted(captures, key=lambda capture: capture.client):
                 received = self._write_arrays(partial, capture.client, capture.received)
                 sent = self._write_sent(partial, capture.sent)
-                facts = dataclasses.asdict(capture.facts) if capture.facts else None
-                clients[capture.client] = {**received, "sent": sent, "facts": facts}
+                facts = capture.disclosed
+                if capture.facts is not None:
+                    facts = dataclasses.asdict(capture.facts)
+                clients[capture.client] = {**received, "sent": sent, "facts": dict(facts) or None}
             partial.rename(folder)
         except OSError as error:
             raise ResourceError(f"cannot write {folder}: {error.strerror or error}") from error
@@ -93,6 +91,18 @@ class CaptureStore:
             "metrics": {},
         }
         self._write_manifest(manifest)
+
+    def check_new(self, round: int) -> None:
+        """Refuse a round that was committed before.
+
+        Raises:
+            ResourceError: It was: captures are append-only.
+        """
+        if round in self.rounds():
+            raise ResourceError(
+                f"round {round} is in {self.layout.manifest} already; "
+                "captures are append-only, use a new run directory"
+            )
 
     def record_metrics(self, round: int, metrics: Mapping[str, float]) -> None:
         """Add what the central party measured after a committed round (accuracy, loss)."""
@@ -117,13 +127,15 @@ class CaptureStore:
         entry = self._round(round)["clients"].get(client)
         if entry is None:
             raise CaptureError(f"{self.layout.manifest}: no {client} in round {round}")
-        facts = entry["facts"]
+        disclosed = entry["facts"] or {}
+        facts = training_facts(disclosed)
         return Capture(
             round=round,
             client=client,
             sent=self._read_arrays(entry["sent"]),
             received=self._read_arrays(entry),
-            facts=TrainingFacts(**facts) if facts else None,
+            facts=facts,
+            disclosed={} if facts else disclosed,
         )
 
     def _write_arrays(self, folder: Path, name: str, arrays: Arrays) -> dict[str, Any]:

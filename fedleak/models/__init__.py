@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedleak.models.architecture import Architecture
 from fedleak.models.boenisch import BoenischCnn, BoenischFc
-from fedleak.models.building import build, check_model
+from fedleak.models.building import build, check_model, normalised
 from fedleak.models.custom import CustomModel
 from fedleak.models.initialisation import (
     DefaultInit,
@@ -30,4 +30,5 @@ __all__ = [
     "Init",
     "build",
     "check_model",
+    "normalised",
 ]

@@ -37,11 +37,19 @@ def build(
         torch.default_generator.manual_seed(derive(seed, "model-init"))
         network = model.build(input_shape, classes)
         init.apply(network)
-        layer = model.normalisation(input_shape)
-        if layer is not None:
-            network = _prepend(layer, network)
+        network = normalised(model, network, input_shape)
         check_model(network, input_shape, classes)
     return network
+
+
+def normalised(model: Architecture, network: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+    """Let the model's normalisation, where it has one, act before its network.
+
+    Raises:
+        ScenarioError: Mean or deviation do not fit the data.
+    """
+    layer = model.normalisation(input_shape)
+    return network if layer is None else _prepend(layer, network)
 
 
 def check_model(model: nn.Module, input_shape: tuple[int, ...], classes: int) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from dataclasses import dataclass
 
+from flwr.serverapp.strategy import Strategy
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -25,7 +28,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing a scenario can name."""
+    """One thing a scenario can name; ``module:...`` stands for the user's own."""
 
     kind: str
     summary: str
@@ -45,13 +48,22 @@ _TABLES: dict[str, tuple[type[Component], ...]] = {
 
 def catalogue() -> dict[str, tuple[Entry, ...]]:
     """All entries by the table of the scenario in which they stand."""
-    entries = {name: tuple(map(_entry, components)) for name, components in _TABLES.items()}
+    entries = {
+        name: tuple(_entry(component, component.kind_name()) for component in components)
+        for name, components in _TABLES.items()
+    }
+    entries["data"] += (_entry(data.CustomSource, "module:callable"),)
+    entries["model"] += (_entry(models.CustomModel, "module:Class"),)
     entries["aggregation"] = tuple(
         Entry(
             kind,
-            f"Flower's {strategy.__name__}",
+            f"Flower's {strategy.__name__}.",
             tuple(
-                Parameter(name, None if default is None else str(default), "")
+                Parameter(
+                    f"parameters.{name}",
+                    None if default is None else str(default),
+                    _flowers_words(strategy, name),
+                )
                 for name, default in own_parameters(kind).items()
             ),
         )
@@ -60,11 +72,19 @@ def catalogue() -> dict[str, tuple[Entry, ...]]:
     return entries
 
 
-def _entry(component: type[Component]) -> Entry:
-    summary = (component.__doc__ or "").strip().split("\n\n")[0]
+def _flowers_words(strategy: type[Strategy], parameter: str) -> str:
+    """First sentence of Flower's documentation (NumPy style) on a strategy's parameter."""
+    said = re.search(
+        rf"^{parameter} ?:.*\n((?: +.*\n?)+)", inspect.getdoc(strategy) or "", re.MULTILINE
+    )
+    return " ".join(said[1].split()).split(". ")[0].rstrip(".") if said else ""
+
+
+def _entry(component: type[Component], kind: str) -> Entry:
+    summary = (inspect.getdoc(component) or "").split("\n\n")[0]
     return Entry(
-        component.kind_name(),
-        " ".join(summary.split()),
+        kind,
+        " ".join(summary.replace("`", "").split()),
         tuple(
             Parameter(name, _default(info), info.description or "")
             for name, info in component.model_fields.items()

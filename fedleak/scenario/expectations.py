@@ -28,7 +28,8 @@ class Expectation(BaseModel):
     )
     attack: str | None = Field(None, description="scores of this attack only; default all")
     aggregate: Literal["mean", "median", "min", "max"] = Field(
-        "median", description="how the scores of all samples become one value"
+        "median",
+        description="how the scores of all reconstructed samples become one value",
     )
     comparison: Literal["==", ">=", "<="] = Field(description="measured COMPARISON value")
     value: float = Field(description="published value or limit")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedleak.attacks import Attack
-from fedleak.errors import Problem, ScenarioError
+from fedleak.errors import Problem, ScenarioError, nearest
 from fedleak.scenario.checks import combinations
 from fedleak.scenario.problems import key_path, problems_of
 from fedleak.scenario.schema import Audit, Scenario
 
-_STAND_INS = {"data": "mnist-5k", "model": "mlp"}
+_STAND_INS = {"data": {"kind": "mnist-5k"}, "model": {"kind": "mlp"}}
 """Required tables without a default; combinations do not depend on them."""
 
 
@@ -40,8 +41,14 @@ def load_scenario(
             values out of range, impossible combinations.
     """
     raw = _read(source)
+    problems: list[Problem] = []
     for override in overrides:
-        _assign(raw, override)
+        try:
+            _assign(raw, override)
+        except ScenarioError as error:
+            problems += error.problems
+    if problems:
+        raise ScenarioError(problems)
     return scenario_from(raw)
 
 
@@ -61,27 +68,20 @@ def scenario_of_run(run_config: Mapping[str, Any]) -> Scenario:
 
 def scenario_from(raw: dict[str, Any]) -> Scenario:
     """Check raw data against the schema; see `load_scenario` for the errors."""
+    problems = list(_not_finite(raw))
+    dropped: set[str] = set()
     try:
         scenario = _validate(raw)
     except ValidationError as error:
-        problems = problems_of(error, Scenario, raw)
-        # Combinations are worth checking even beside a misspelt key: repair what is
-        # wrong with defaults and look at what remains.
-        repaired = copy.deepcopy(raw)
-        broken = [key_path(detail, raw) for detail in error.errors()]
-        for path in broken:
-            _drop(repaired, path)
-        for table, kind in _STAND_INS.items():
-            if "kind" not in repaired.setdefault(table, {}):
-                repaired[table] = {"kind": kind}
-        try:
-            rest = combinations(_validate(repaired))
-        except ValidationError:
-            rest = []
-        tops = {".".join(path) for path in broken}
-        problems += [problem for problem in rest if problem.path not in tops]
-        raise ScenarioError(problems) from None
-    if problems := combinations(scenario):
+        told = {problem.path for problem in problems}
+        problems += [p for p in problems_of(error, Scenario, raw) if p.path not in told]
+        scenario, dropped = _repaired(raw)
+    problems += [
+        problem
+        for problem, rests_on in combinations(scenario)
+        if not any(_doubtful(key, dropped) for key in rests_on)
+    ]
+    if problems:
         raise ScenarioError(problems)
     return scenario
 
@@ -119,8 +119,14 @@ def _read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         raise ScenarioError(
             Problem("", f"no scenario file {path}; `fedleak init {path}` writes one")
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ScenarioError(Problem("", f"cannot read {path}: {error}")) from error
+    except OSError as error:
+        raise ScenarioError(
+            Problem("", f"cannot read {path}: {error.strerror or error}")
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ScenarioError(
+            Problem("", f"{path} is not UTF-8 text, as TOML must be (byte {error.start})")
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(Problem("", f"{path} is not valid TOML: {error}")) from error
 
@@ -153,15 +159,60 @@ def _child(here: Any, key: str, override: str) -> Any:
 
 
 def _index(here: list[Any], key: str, override: str) -> int:
-    if not key.isdigit() or int(key) >= len(here):
+    if not key.isdecimal() or int(key) >= len(here):
         raise ScenarioError(
             Problem("--set", f"{override!r}: {key!r} is no position in a list of {len(here)}")
         )
     return int(key)
 
 
-def _drop(raw: Any, path: list[str]) -> None:
-    for key in path[:-1]:
-        raw = raw[int(key)] if isinstance(raw, list) else raw.get(key, {})
-    if isinstance(raw, dict) and path:
-        raw.pop(path[-1], None)
+def _not_finite(value: Any, path: str = "") -> Iterator[Problem]:
+    """TOML spells inf and nan, but no setting has a use for them, and JSON loses them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield Problem(path, f"must be a finite number, not {value}")
+    entries = dict(enumerate(value)) if isinstance(value, (list, tuple)) else value
+    if isinstance(entries, Mapping):
+        for key, entry in entries.items():
+            yield from _not_finite(entry, f"{path}.{key}" if path else str(key))
+
+
+def _repaired(raw: Mapping[str, Any]) -> tuple[Scenario, set[str]]:
+    """The scenario that is left without what is wrong, and the key paths dropped for it.
+
+    Combinations are worth checking even beside a misspelt key.
+    """
+    rest, dropped = copy.deepcopy(dict(raw)), set[str]()
+    while True:
+        try:
+            return _validate({**_STAND_INS, **rest}), dropped
+        except ValidationError as error:
+            dropped.add(_drop(rest, key_path(error.errors()[0], rest)))
+
+
+def _drop(raw: dict[str, Any], path: list[str]) -> str:
+    """Remove what stands at ``path`` or, where nothing does, the nearest above it.
+
+    A list is removed as a whole, because its other entries are known by their places.
+    Returns the path removed.
+    """
+    here: Any = raw
+    holder, depth = raw, 0
+    for position, key in enumerate(path):
+        if isinstance(here, list):
+            here = here[int(key)]
+        elif isinstance(here, dict) and key in here:
+            holder, depth, here = here, position, here[key]
+        else:
+            break
+    del holder[path[depth]]
+    return ".".join(path[: depth + 1])
+
+
+def _doubtful(key: str, dropped: Iterable[str]) -> bool:
+    """Whether a default may stand at ``key`` only because something was dropped."""
+    table, _, name = key.rpartition(".")
+    for path in dropped:
+        beside, _, other = path.rpartition(".")
+        if f"{key}.".startswith(f"{path}.") or (beside == table and nearest(other, [name])):
+            return True
+    return False

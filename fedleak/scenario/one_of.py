@@ -13,8 +13,10 @@ from pydantic_core import CoreSchema
 from fedleak.components import Component
 
 
-def _tag(value: Any) -> str:
+def _tag(value: Any) -> str | None:
     kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    if kind is None:
+        return None
     return "custom" if isinstance(kind, str) and ":" in kind else str(kind)
 
 

@@ -20,6 +20,7 @@ _TYPES = {
     "bool_type": "true or false",
     "tuple_type": "a list",
     "list_type": "a list",
+    "path_type": "a path",
     "dict_type": "a table",
     "model_type": "a table",
     "model_attributes_type": "a table",
@@ -40,16 +41,20 @@ def problems_of(error: ValidationError, schema: type[BaseModel], raw: Any) -> li
         schema: The model that was validated against.
         raw: The data as read, used to tell keys from pydantic's own union tags.
     """
-    return [
-        Problem(".".join(key_path(detail, raw)), _message(detail, schema))
-        for detail in error.errors()
-    ]
+    problems: dict[str, Problem] = {}
+    for detail in error.errors():
+        if detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]:
+            continue  # only because entries that have errors of their own do not count
+        path = ".".join(key_path(detail, raw))
+        # A union of types without tags complains once for each of them.
+        problems.setdefault(path, Problem(path, _message(detail, schema)))
+    return list(problems.values())
 
 
 def key_path(detail: ErrorDetails, raw: Any) -> list[str]:
     """Keys of an error's location in the raw data; union tags are left out."""
     parts = list(detail["loc"])
-    if detail["type"].startswith("union_tag"):
+    if detail["type"].startswith("union_tag") and isinstance(detail["input"], dict):
         parts.append("kind")
     path: list[str] = []
     here = raw
@@ -61,7 +66,7 @@ def key_path(detail: ErrorDetails, raw: Any) -> list[str]:
         )
         if inside:
             here = here[part]
-        elif position < len(parts) - 1 or (isinstance(here, dict) and here.get("kind") == part):
+        elif position < len(parts) - 1 or not isinstance(here, dict) or here.get("kind") == part:
             continue
         path.append(str(part))
     return path
@@ -76,27 +81,56 @@ def _message(detail: ErrorDetails, schema: type[BaseModel]) -> str:
     if kind == "missing":
         return "is missing and has no default"
     if kind == "union_tag_not_found":
-        return "needs a `kind`"
+        kinds = f"one of: {', '.join(_kinds_at(detail['loc'], schema))}"
+        if isinstance(value, dict):
+            return f"is missing; {kinds}"
+        return f"must be a table with a `kind`, {kinds}; not {_shown(value)}"
     if kind in {"literal_error", "union_tag_invalid"}:
         allowed = re.findall(r"'([^']+)'", str(context.get("expected") or context["expected_tags"]))
         wrong = context.get("tag", value)
         names = [name for name in allowed if name != "custom"]
         own = "; or your own as 'module:name'" if "custom" in allowed else ""
-        return f"{wrong!r} is not one of: {', '.join(names)}{own}.{nearest(str(wrong), names)}"
+        return (
+            f"{_shown(wrong)} is not one of: {', '.join(names)}{own}.{nearest(str(wrong), names)}"
+        )
     if kind in _TYPES:
-        return f"must be {_TYPES[kind]}, not {value!r}"
+        return f"must be {_TYPES[kind]}, not {_shown(value)}"
     if kind in _LIMITS:
         key, words = _LIMITS[kind]
-        return f"must be {words} {context[key]}, not {value!r}"
+        return f"must be {words} {_shown(context[key])}, not {_shown(value)}"
+    if kind == "too_short":
+        return f"needs at least {context['min_length']} entry"
     if kind == "value_error":
         return str(context["error"])
-    return f"{detail['msg'][0].lower()}{detail['msg'][1:]} (got {value!r})"
+    return f"{detail['msg'][0].lower()}{detail['msg'][1:]} (got {_shown(value)})"
+
+
+def _shown(value: Any) -> str:
+    """A value as a scenario would spell it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return repr(value)
 
 
 def _fields_beside(loc: tuple[int | str, ...], schema: type[BaseModel]) -> set[str]:
     """Names of the fields that may stand where the last part of ``loc`` stands."""
+    return {name for model in _models_at(loc[:-1], schema) for name in model.model_fields}
+
+
+def _kinds_at(loc: tuple[int | str, ...], schema: type[BaseModel]) -> list[str]:
+    """Names of the components that may stand at ``loc``."""
+    return [
+        "'module:name'" if model.model_fields["kind"].is_required() else model.kind_name()
+        for model in _models_at(loc, schema)
+        if issubclass(model, Component)
+    ]
+
+
+def _models_at(loc: tuple[int | str, ...], schema: type[BaseModel]) -> list[type[BaseModel]]:
     models = [schema]
-    for part in loc[:-1]:
+    for part in loc:
         if isinstance(part, int):
             continue
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
@@ -110,7 +144,7 @@ def _fields_beside(loc: tuple[int | str, ...], schema: type[BaseModel]) -> set[s
                 for model in models
                 if issubclass(model, Component) and (model.kind_name() == part or part == "custom")
             ]
-    return {name for model in models for name in model.model_fields}
+    return models
 
 
 def _models_in(*annotations: Any) -> list[type[BaseModel]]:

@@ -86,9 +86,11 @@ class Client(Section):
 class Audit(Section):
     """Which captures are attacked, and how."""
 
-    rounds: tuple[int, ...] | None = Field(None, description="rounds to audit; default all")
+    rounds: tuple[int, ...] | None = Field(
+        None, min_length=1, description="rounds to audit; default all"
+    )
     clients: tuple[int, ...] | None = Field(
-        None, description="partition ids of clients to audit; default all captured"
+        None, min_length=1, description="partition ids of clients to audit; default all captured"
     )
     attacks: tuple[Annotated[Attack, OneOf(ATTACKS)], ...] = Field(
         (), description="attacks run on each capture"

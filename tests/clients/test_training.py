@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from clients.training import reproducible, train
+from clients.training import train
 from fedleak.records import Dataset, TrainingFacts
+from fedleak.seeding import reproducible
 
 CPU = torch.device("cpu")
 
@@ -79,18 +80,6 @@ def test_dropout_depends_on_the_seed_alone(dataset):
 
     assert torch.equal(trained(1, 0), trained(1, 7))
     assert not torch.equal(trained(1, 0), trained(2, 0))
-
-
-def test_reproducible_leaves_the_process_as_it_was():
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    threads = torch.get_num_threads()
-    with reproducible(1):
-        torch.rand(100)
-        assert torch.get_num_threads() == 1
-    assert torch.equal(torch.rand(3), expected)
-    assert torch.get_num_threads() == threads
 
 
 def test_eval_mode_leaves_batch_norm_statistics_alone(dataset):
