@@ -23,7 +23,7 @@ from rich.progress import (
     Progress,
     SpinnerColumn,
     TextColumn,
-    TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.table import Column, Table
 
@@ -211,11 +211,26 @@ def audit(
             help="With --model: a training fact that the capture lacks or has wrong (lr=0.1).",
         ),
     ] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Where attacks run: inline, or ray for a pool of actors.")
+    ] = None,
+    actors: Annotated[int | None, typer.Option(help="With ray: actors at most.")] = None,
+    gpus_per_actor: Annotated[
+        float | None, typer.Option(help="With ray: GPUs, or a share of one, per actor.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="With ray: an existing cluster's address.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Audit a running federation round by round.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Attack the captures of a run and score what came out. Finished cells are kept.
 
     Example: fedleak audit runs/quickstart-20260102T030405 --attack gs --rounds 1
+
+    Example: fedleak audit RUN --executor ray --actors 2 --follow
 
     Example: fedleak audit captured --model task:Net --input-shape 3,32,32 --attack gs
     """
@@ -224,6 +239,7 @@ def audit(
             parse_attacks,
             parse_clients,
             parse_rounds,
+            parse_settings,
             parse_subject,
         )
 
@@ -232,10 +248,12 @@ def audit(
         audited = _audit(
             progress,
             directory,
+            following=follow,
             attacks=attacks,
             rounds=parse_rounds(rounds),
             clients=parse_clients(clients),
             subject=subject,
+            settings=parse_settings(directory, executor, actors, gpus_per_actor, address),
         )
     _finish(directory, audited, as_json)
 
@@ -322,7 +340,7 @@ def _progress() -> Iterator[Progress]:
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, ratio=1)),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
             console=Console(file=terminal, force_terminal=sys.stderr.isatty() or None),
             expand=True,
         )
@@ -339,15 +357,28 @@ def _waiting(text: str) -> Any:
     return Console(stderr=True).status(text)
 
 
-def _audit(progress: Progress, directory: Path, **request: Any) -> Audited:
+def _audit(
+    progress: Progress, directory: Path, *, following: bool = False, **request: Any
+) -> Audited:
     task = progress.add_task("Audit", total=None, note="")
     from fedleak.auditor import audit as audit_run
+    from fedleak.auditor import follow
+    from fedleak.reporting import write_page
 
-    def on_cell(done: int, total: int, outcome: Any) -> None:
-        note = f"{outcome.attack} on {outcome.client}, {outcome.status}"
-        progress.update(task, completed=done, total=total, note=note)
+    def on_cell(state: Any) -> None:
+        speed = progress.tasks[task].speed
+        rate = "" if speed is None else f"{60 * speed:.0f}/min"
+        best = "" if state.best_psnr is None else f"best {state.best_psnr:.0f} dB"
+        note = ", ".join(filter(None, (rate, best)))
+        progress.update(task, completed=state.done, total=state.total, note=note)
 
-    audited = audit_run(directory, on_cell=on_cell, **request)
+    def on_audited(_: Audited) -> None:
+        write_page(directory)
+
+    if following:
+        audited = follow(directory, on_audited=on_audited, on_cell=on_cell, **request)
+    else:
+        audited = audit_run(directory, on_cell=on_cell, **request)
     if progress.tasks[task].total is None:
         progress.update(task, completed=1, total=1, note="every attack was finished before")
     return audited

@@ -33,5 +33,3 @@ def test_reproducible_leaves_the_process_as_it_was():
         assert torch.get_num_threads() == 1
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads
-
-

@@ -1,6 +1,14 @@
 """The auditor: attacks on captures, scores against the truth."""
 
-from fedleak.auditor.auditing import Audited, audit
+from fedleak.auditor.auditing import Audited, Progress, audit, follow
 from fedleak.auditor.subject import Subject, subject_of_model, subject_of_scenario
 
-__all__ = ["Audited", "Subject", "audit", "subject_of_model", "subject_of_scenario"]
+__all__ = [
+    "Audited",
+    "Progress",
+    "Subject",
+    "audit",
+    "follow",
+    "subject_of_model",
+    "subject_of_scenario",
+]

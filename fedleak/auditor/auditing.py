@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedleak.attacks import Attack
-from fedleak.auditor.cells import Cell, Outcome, run_cell
+from fedleak.auditor.cells import Cell, Outcome
+from fedleak.auditor.executors import execute
 from fedleak.auditor.ledger import write_ledger
-from fedleak.auditor.scoring import score_cells
+from fedleak.auditor.scoring import score, score_cells
 from fedleak.auditor.subject import Subject, subject_of_scenario
 from fedleak.captures import CaptureStore, RunLayout, write_atomic
 from fedleak.errors import CaptureError, Problem, ResourceError, ScenarioError
 from fedleak.records import partition_name
-from fedleak.scenario import Scenario, load_scenario
+from fedleak.scenario import Audit, Scenario, load_scenario
 from fedleak.scenario.expectations import Verdict, judge
 
-OnCell = Callable[[int, int, Outcome], None]
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an audit is, told after each cell.
+
+    Attributes:
+        done: Cells finished by this audit.
+        total: Cells that it has to run in all.
+        outcome: The cell that was just finished.
+        best_psnr: Best PSNR of any cell so far, in dB; None where nothing was scored.
+    """
+
+    done: int
+    total: int
+    outcome: Outcome
+    best_psnr: float | None
+
+
+OnCell = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,7 @@ def audit(
     rounds: Sequence[int] | None = None,
     clients: Sequence[str] | None = None,
     subject: Subject | None = None,
+    settings: Audit | None = None,
     on_cell: OnCell | None = None,
 ) -> Audited:
     """Attack and score the captures of a run. Finished cells are not run again.
@@ -52,7 +76,8 @@ def audit(
         rounds: Rounds to audit; default those of the scenario, else all.
         clients: Clients to audit, by name; default those of the scenario, else all.
         subject: Model and truth, for captures that no scenario describes.
-        on_cell: Called after each cell with cells done, cells in all and the outcome.
+        settings: Where cells run; default as the scenario says, else in this process.
+        on_cell: Called after each cell.
 
     Returns:
         All scores of the run so far, and how its expectations fared.
@@ -82,10 +107,14 @@ def audit(
     store = CaptureStore(layout.root)
     cells = _plan(store, scenario, subject, attacks, rounds, clients)
     todo = [cell for cell in cells if not (layout.cells / f"{cell.name}.json").exists()]
-    for done, cell in enumerate(todo, start=1):
-        outcome = run_cell(cell, store, subject)
+    settings = settings or (scenario.audit if scenario else Audit())
+    best: float | None = None
+    for done, outcome in enumerate(execute(todo, store, subject, settings), start=1):
+        for row in score(layout, subject, outcome):
+            if row["metric"] == "psnr" and not math.isnan(row["value"]):
+                best = row["value"] if best is None else max(best, row["value"])
         if on_cell is not None:
-            on_cell(done, len(todo), outcome)
+            on_cell(Progress(done, len(todo), outcome, best))
     rows = tuple(score_cells(layout, subject))
     write_ledger(layout.results, rows)
     verdicts: tuple[Verdict, ...] = ()
@@ -96,6 +125,36 @@ def audit(
         verdicts = tuple(judge(expected, judged) for expected in scenario.expect)
         _write_verdicts(layout, verdicts)
     return Audited(rows, verdicts)
+
+
+def follow(
+    directory: str | Path, *, on_audited: Callable[[Audited], None], **request: Any
+) -> Audited:
+    """Audit a federation while it runs, each time it commits rounds.
+
+    Returns after the last round of the run's scenario. Captures that no scenario
+    describes have no last round: there it goes on until it is interrupted.
+
+    Args:
+        directory: The run directory; it need not be there yet.
+        on_audited: Called after each audit.
+        request: As for `audit`.
+
+    Raises:
+        Whatever `audit` raises.
+    """
+    layout = RunLayout(Path(directory))
+    audited_rounds: list[int] = []
+    while True:
+        committed = CaptureStore(layout.root).rounds()
+        if committed != audited_rounds:
+            audited = audit(directory, **request)
+            on_audited(audited)
+            audited_rounds = committed
+            scenario = _scenario_of(layout)
+            if scenario is not None and len(committed) >= scenario.federation.rounds:
+                return audited
+        time.sleep(_POLL_SECONDS)
 
 
 def _scenario_of(layout: RunLayout) -> Scenario | None:

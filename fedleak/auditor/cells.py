@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
+import torch
 
 from fedleak.attacks import Attack
 from fedleak.auditor.observe import observe
@@ -20,6 +21,8 @@ from fedleak.captures import CaptureStore, RunLayout, write_atomic
 from fedleak.errors import AttackFailed, CaptureError, FedLeakError
 from fedleak.records import Reconstruction, partition_of
 from fedleak.seeding import derive, reproducible
+
+Status = Literal["done", "failed", "unsupported"]
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,14 @@ class Outcome:
     client: str
     attack: str
     parameters: dict[str, Any]
-    status: Literal["done", "failed", "unsupported"]
+    status: Status
     reason: str
     seconds: float
     samples: int
 
 
-def run_cell(cell: Cell, store: CaptureStore, subject: Subject) -> Outcome:
-    """Attack one capture and write the outcome; a finished file is a finished cell.
+def run_cell(cell: Cell, store: CaptureStore, subject: Subject, device: torch.device) -> Outcome:
+    """Attack one capture on a device and write the outcome; a finished file is a finished cell.
 
     An attack that cannot work, diverges or breaks gives an outcome that says so; it
     never stops the other cells.
@@ -69,9 +72,9 @@ def run_cell(cell: Cell, store: CaptureStore, subject: Subject) -> Outcome:
         CaptureError: The capture itself is damaged, or of another model.
         ScenarioError: The capture's training facts are too few, or no such facts can be.
     """
-    observation = observe(store.load(cell.round, cell.client), subject)
+    observation = observe(store.load(cell.round, cell.client), subject, device)
     started = time.perf_counter()
-    status: Literal["done", "failed", "unsupported"] = "done"
+    status: Status = "done"
     reason = ""
     reconstruction: Reconstruction | None = None
     try:
@@ -89,6 +92,32 @@ def run_cell(cell: Cell, store: CaptureStore, subject: Subject) -> Outcome:
         status, reason, reconstruction = "failed", str(error), None
     except Exception:
         status, reason, reconstruction = "failed", traceback.format_exc(), None
+    return _record(
+        cell,
+        store,
+        status,
+        reason,
+        seconds=time.perf_counter() - started,
+        samples=observation.samples,
+        reconstruction=reconstruction,
+    )
+
+
+def record_failure(cell: Cell, store: CaptureStore, reason: str) -> Outcome:
+    """Write that a cell came to nothing for a reason outside the attack."""
+    return _record(cell, store, "failed", reason, seconds=0.0, samples=0, reconstruction=None)
+
+
+def _record(
+    cell: Cell,
+    store: CaptureStore,
+    status: Status,
+    reason: str,
+    *,
+    seconds: float,
+    samples: int,
+    reconstruction: Reconstruction | None,
+) -> Outcome:
     outcome = Outcome(
         cell=cell.name,
         round=cell.round,
@@ -97,8 +126,8 @@ def run_cell(cell: Cell, store: CaptureStore, subject: Subject) -> Outcome:
         parameters=cell.parameters,
         status=status,
         reason=reason,
-        seconds=time.perf_counter() - started,
-        samples=observation.samples,
+        seconds=seconds,
+        samples=samples,
     )
     folder = store.layout.cells
     if reconstruction is not None:

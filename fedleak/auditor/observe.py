@@ -10,8 +10,11 @@ from fedleak.auditor.subject import Subject
 from fedleak.errors import CaptureError, Problem, ScenarioError
 from fedleak.records import Arrays, Capture, Observation, TrainingFacts, training_facts
 
+_MOST_NAMES = 6
+_CPU = torch.device("cpu")
 
-def observe(capture: Capture, subject: Subject) -> Observation:
+
+def observe(capture: Capture, subject: Subject, device: torch.device = _CPU) -> Observation:
     """Make the observation of one capture. It holds nothing that the client kept.
 
     The update is formed in float64 from the float32 parameters that travelled, so the
@@ -27,10 +30,10 @@ def observe(capture: Capture, subject: Subject) -> Observation:
     parameters = {name for name, _ in subject.model.named_parameters()}
     return Observation(
         model=subject.model,
-        parameters={name: sent[name].float() for name in sent if name in parameters},
-        buffers={name: sent[name] for name in sent if name not in parameters},
+        parameters={name: sent[name].float().to(device) for name in sent if name in parameters},
+        buffers={name: sent[name].to(device) for name in sent if name not in parameters},
         update={
-            name: ((sent[name].double() - received[name].double()) / facts.lr).float()
+            name: ((sent[name].double() - received[name].double()) / facts.lr).float().to(device)
             for name in sent
             if name in parameters
         },
@@ -43,13 +46,18 @@ def observe(capture: Capture, subject: Subject) -> Observation:
 def _by_model_name(arrays: Arrays, capture: Capture, subject: Subject) -> dict[str, torch.Tensor]:
     """Arrays under the model's own names, in its order."""
     state = subject.model.state_dict()
-    if set(arrays) != set(state) and len(arrays) == len(state) and all(k.isdigit() for k in arrays):
+    numbered = len(arrays) == len(state) and all(name.isdecimal() for name in arrays)
+    if numbered and set(arrays) != set(state):
         # A list of NumPy arrays travels under the names "0", "1", ... in the state
         # dict's order.
         arrays = dict(zip(state, (arrays[key] for key in sorted(arrays, key=int)), strict=True))
     where = f"round {capture.round}, {capture.client}"
-    if missing := sorted(set(state) ^ set(arrays)):
-        raise CaptureError(f"{where}: the capture is of another model, it differs in {missing}")
+    if other := sorted(set(state) ^ set(arrays)):
+        more = f" and {len(other) - _MOST_NAMES} more" if len(other) > _MOST_NAMES else ""
+        raise CaptureError(
+            f"{where}: the capture is of another model, it differs in "
+            f"{', '.join(other[:_MOST_NAMES])}{more}"
+        )
     for name, tensor in state.items():
         if tuple(arrays[name].shape) != tuple(tensor.shape):
             raise CaptureError(

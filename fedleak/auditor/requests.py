@@ -13,8 +13,8 @@ from fedleak.auditor.subject import Subject, subject_of_model
 from fedleak.captures import RunLayout
 from fedleak.errors import Problem, ScenarioError, nearest
 from fedleak.records import FACTS, partition_name
-from fedleak.scenario import load_scenario
-from fedleak.scenario.loading import attacks_from
+from fedleak.scenario import Audit, load_scenario
+from fedleak.scenario.loading import audit_from
 
 
 def parse_attacks(
@@ -46,7 +46,7 @@ def parse_attacks(
             )
         chosen[kind][parameter] = value
     try:
-        return attacks_from(list(chosen.values()))
+        return list(audit_from({"attacks": list(chosen.values())}).attacks)
     except ScenarioError as error:
         # A user of the command line wrote no list of attacks: name the options.
         raise ScenarioError(
@@ -55,10 +55,34 @@ def parse_attacks(
 
 
 def _as_option(problem: Problem, kinds: Sequence[str]) -> Problem:
-    _, index, parameter = problem.path.split(".", 2)
-    if parameter == "kind":
+    _, index, *parameter = problem.path.split(".", 2)
+    if parameter == ["kind"]:
         return Problem("--attack", problem.message)
-    return Problem(f"--set {kinds[int(index)]}.{parameter}", problem.message)
+    return Problem(f"--set {'.'.join([kinds[int(index)], *parameter])}", problem.message)
+
+
+def parse_settings(
+    directory: Path,
+    executor: str | None,
+    actors: int | None,
+    gpus_per_actor: float | None,
+    address: str | None,
+) -> Audit:
+    """Where cells run: what the run's scenario says, with the command line's changes.
+
+    Raises:
+        ScenarioError: An unknown executor or a value out of range.
+    """
+    scenario = RunLayout(directory).scenario
+    known = load_scenario(scenario).audit if scenario.exists() else Audit()
+    given = {
+        "executor": executor,
+        "actors": actors,
+        "gpus_per_actor": gpus_per_actor,
+        "address": address,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    return audit_from({**known.model_dump(mode="json"), **changes})
 
 
 def parse_rounds(text: str | None) -> list[int] | None:

@@ -8,7 +8,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from fedleak.auditor.cells import finished, reconstruction_of
+from fedleak.auditor.cells import Outcome, finished, reconstruction_of
 from fedleak.auditor.subject import Subject
 from fedleak.captures import RunLayout, write_atomic
 from fedleak.measures import SCORES, match
@@ -20,42 +20,43 @@ _SCORES = [score.model_validate({}) for score in SCORES]
 
 
 def score_cells(layout: RunLayout, subject: Subject) -> Iterator[Row]:
-    """Score every finished cell whose truth is known.
+    """Score every finished cell whose truth is known (see `score`)."""
+    for outcome in finished(layout):
+        yield from score(layout, subject, outcome)
+
+
+def score(layout: RunLayout, subject: Subject, outcome: Outcome) -> Iterator[Row]:
+    """Score one finished cell, if its truth is known.
 
     Yields one row per true sample and score, for the results table. A true sample that
     no reconstruction was matched to has no image scores; ``match`` is -1 there, and its
     label counts as not recovered. A reconstruction of another shape was made for a
     subject of another shape and is left out.
     """
-    kept: set[tuple[int, str]] = set()
-    for outcome in finished(layout):
-        if outcome.status != "done":
-            continue
-        truth = subject.truth(outcome.round, outcome.client)
-        if truth is None:
-            continue
-        reconstruction = reconstruction_of(layout, outcome)
-        if reconstruction.inputs.shape[1:] != truth.inputs.shape[1:]:
-            continue
-        capture = (outcome.round, outcome.client)
-        if capture not in kept:
-            _keep_original(layout, *capture, truth)
-            kept.add(capture)
-        matches = match(reconstruction, truth)
-        for score in _SCORES:
-            values = score.score(reconstruction, truth, matches)
-            for sample, (matched, value) in enumerate(zip(matches, values, strict=True)):
-                yield {
-                    "cell": outcome.cell,
-                    "round": outcome.round,
-                    "client": outcome.client,
-                    "attack": outcome.attack,
-                    "sample": sample,
-                    "match": int(matched),
-                    "metric": score.kind,
-                    "value": float(value),
-                    "layer": None,
-                }
+    if outcome.status != "done":
+        return
+    truth = subject.truth(outcome.round, outcome.client)
+    if truth is None:
+        return
+    reconstruction = reconstruction_of(layout, outcome)
+    if reconstruction.inputs.shape[1:] != truth.inputs.shape[1:]:
+        return
+    _keep_original(layout, outcome.round, outcome.client, truth)
+    matches = match(reconstruction, truth)
+    for metric in _SCORES:
+        values = metric.score(reconstruction, truth, matches)
+        for sample, (matched, value) in enumerate(zip(matches, values, strict=True)):
+            yield {
+                "cell": outcome.cell,
+                "round": outcome.round,
+                "client": outcome.client,
+                "attack": outcome.attack,
+                "sample": sample,
+                "match": int(matched),
+                "metric": metric.kind,
+                "value": float(value),
+                "layer": None,
+            }
 
 
 def _keep_original(layout: RunLayout, round: int, client: str, truth: Truth) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from typing import TYPE_CHECKING
+
+from fedleak.private_ray import seclude_ray
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -20,8 +20,7 @@ def run_ray(
 ) -> None:
     """Run a federation in Flower's simulation.
 
-    Flower starts Ray and shuts it down. Ray listens on all of the machine's interfaces,
-    so it is given a token that nobody else has.
+    Flower starts Ray and shuts it down.
 
     Args:
         server_app: Runs the rounds, in a thread of this process.
@@ -30,9 +29,8 @@ def run_ray(
         cpus_per_client: CPUs booked per actor.
         gpus_per_client: GPUs, or a share of one, booked per actor.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # Only now: Ray reads the token when it is imported.
+    seclude_ray()
+    # Only now: this imports Ray.
     import flwr.simulation
 
     flwr.simulation.run_simulation(

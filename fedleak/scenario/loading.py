@@ -13,7 +13,6 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from fedleak.attacks import Attack
 from fedleak.errors import Problem, ScenarioError, nearest
 from fedleak.scenario.checks import combinations
 from fedleak.scenario.problems import key_path, problems_of
@@ -86,17 +85,16 @@ def scenario_from(raw: dict[str, Any]) -> Scenario:
     return scenario
 
 
-def attacks_from(raw: list[dict[str, Any]]) -> list[Attack]:
-    """Check attacks that stand outside a scenario, as `load_scenario` checks those in one.
+def audit_from(raw: Mapping[str, Any]) -> Audit:
+    """Check an audit table that stands outside a scenario, as one inside it is checked.
 
     Raises:
         ScenarioError: With every problem at once.
     """
-    table = {"attacks": raw}
     try:
-        return list(Audit.model_validate_json(json.dumps(table), strict=True).attacks)
+        return Audit.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
-        raise ScenarioError(problems_of(error, Audit, table)) from None
+        raise ScenarioError(problems_of(error, Audit, raw)) from None
 
 
 def to_toml(scenario: Scenario) -> str:

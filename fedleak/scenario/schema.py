@@ -95,7 +95,21 @@ class Audit(Section):
     attacks: tuple[Annotated[Attack, OneOf(ATTACKS)], ...] = Field(
         (), description="attacks run on each capture"
     )
-    executor: Literal["inline"] = Field("inline", description="where attacks run")
+    executor: Literal["inline", "ray"] = Field(
+        "inline", description="where attacks run: this process, or a pool of Ray actors"
+    )
+    actors: int | None = Field(
+        None, ge=1, le=4096, description="Ray actors at most; default as many as there is room for"
+    )
+    gpus_per_actor: float | None = Field(
+        None,
+        ge=0,
+        le=64,
+        description="GPUs, or a share of one, per actor; default 1 if any",
+    )
+    address: str | None = Field(
+        None, description="an existing Ray cluster; default a session of the auditor's own"
+    )
 
 
 class Scenario(Section):

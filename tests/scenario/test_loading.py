@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedleak.errors import ScenarioError
@@ -45,10 +45,6 @@ metric = "psnr"
 attack = "idlg"
 comparison = ">="
 value = 20
-[[expect]]
-metric = "psnrr"
-comparison = ">="
-value = 20.0
 """
 
 
@@ -77,7 +73,6 @@ def test_every_problem_is_reported_at_once() -> None:
         "audit.rounds.1",
         "audit.attacks.0.iteratons",
         "expect.0.attack",
-        "expect.1.metric",
     }
 
 
@@ -97,15 +92,10 @@ def test_every_problem_is_reported_at_once() -> None:
         ("audit.rounds.1", ["must be a whole number, not 'two'"]),
         ("audit.attacks.0.iteratons", ["unknown key", "restarts", "Did you mean 'iterations'?"]),
         ("expect.0.attack", ["'idlg' is not among audit.attacks (gs)"]),
-        ("expect.1.metric", ["'psnrr' is not one of: mse, psnr", "Did you mean 'psnr'?"]),
     ],
 )
 def test_a_problem_says_what_is_allowed(path: str, said: list[str]) -> None:
-    if path == "expect.0.attack":
-        raw = tomllib.loads(BROKEN.replace("psnrr", "psnr"))
-    else:
-        raw = tomllib.loads(BROKEN)
-    message = problems(raw)[path]
+    message = problems(tomllib.loads(BROKEN))[path]
     for words in said:
         assert words in message
 
@@ -140,11 +130,20 @@ def test_missing_tables_and_kinds() -> None:
             "expect.0",
             "audit.attacks is empty",
         ),
+        (
+            {"expect": [{"metric": "psnrr", "comparison": ">=", "value": 1.0}]},
+            "expect.0.metric",
+            "'psnrr' is not one of: mse, psnr, ssim, label-accuracy. Did you mean 'psnr'?",
+        ),
         ({"aggregation": {"kind": "qfedavg"}}, "aggregation", "needs a value for client_learning"),
         ({"name": "../elsewhere"}, "name", "pattern"),
         ({"seed": -1}, "seed", "at least 0"),
         ({"client": {"lr": float("inf")}}, "client.lr", "must be a finite number, not inf"),
-        ({"model": {"kind": "a:B", "parameters": {"x": [float("nan")]}}}, "model.parameters.x.0", "nan"),
+        (
+            {"model": {"kind": "a:B", "parameters": {"x": [float("nan")]}}},
+            "model.parameters.x.0",
+            "nan",
+        ),
         ({"federation": {"rounds": True}}, "federation.rounds", "a whole number, not true"),
         ({"federation": {"rounds": 10**9}}, "federation.rounds", "at most 10000"),
         ({"data": {"kind": 3}}, "data.kind", "'3' is not one of"),
@@ -246,6 +245,10 @@ def test_relative_data_paths_are_paths(tiny: Tiny) -> None:
     assert load_scenario(tomllib.loads(to_toml(scenario))) == scenario
 
 
+TEXT = st.text(st.sampled_from("aZ0 .-_=#[]{}'\"\\\n\t\r\x7fäß€𝄞"), max_size=8)
+
+
+@settings(derandomize=True, deadline=None)
 @given(
     seed=st.integers(0, 2**63 - 1),
     lr=st.floats(1e-12, 1e6),
@@ -253,12 +256,12 @@ def test_relative_data_paths_are_paths(tiny: Tiny) -> None:
     weight_decay=st.floats(0, 1e3),
     epochs=st.none() | st.integers(1, 10_000),
     rounds=st.integers(1, 10_000),
-    source=st.text(st.characters(exclude_categories=["Cs"])),
+    source=TEXT,
     value=st.floats(allow_nan=False, allow_infinity=False),
     hidden=st.lists(st.integers(1, 1000), max_size=4),
     parameters=st.dictionaries(
-        st.text(st.characters(exclude_categories=["Cs"])),
-        st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=5) | st.just([1, "a"]),
+        TEXT,
+        st.booleans() | st.integers(-(2**63), 2**63 - 1) | TEXT | st.just([1, "a"]),
         max_size=3,
     ),
 )

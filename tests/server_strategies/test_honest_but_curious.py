@@ -87,7 +87,7 @@ def exchange(grid, tmp_path, spoil, *, quorum=0.0, **keywords):
     strategy = HonestButCurious(FedAvg(fraction_evaluate=0.0), store, quorum=quorum, **keywords)
     messages = list(strategy.configure_train(1, arrays(**START), ConfigRecord(), grid))
     replies = list(grid.send_and_receive(messages))
-    spoilt = [spoil(i, message, reply) for i, (message, reply) in enumerate(zip(messages, replies))]
+    spoilt = [spoil(i, *pair) for i, pair in enumerate(zip(messages, replies, strict=True))]
     aggregated, _ = strategy.aggregate_train(1, [reply for reply in spoilt if reply is not None])
     manifest = store._read_manifest()["rounds"]["1"]
     return store, manifest, aggregated

@@ -1,0 +1,64 @@
+"""Expectations against rows of scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fedleak.scenario.expectations import Expectation, judge
+
+
+def rows(*values: float, attack: str = "gs", metric: str = "psnr") -> list[dict[str, Any]]:
+    return [{"attack": attack, "metric": metric, "value": value} for value in values]
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "measured"), [("mean", 20.0), ("median", 15.0), ("min", 5.0), ("max", 45.0)]
+)
+def test_aggregates(aggregate: Any, measured: float) -> None:
+    expectation = Expectation(metric="psnr", aggregate=aggregate, comparison=">=", value=0)
+    assert judge(expectation, rows(5, 10, 20, 45)).measured == measured
+
+
+@pytest.mark.parametrize(
+    ("comparison", "value", "tolerance", "met"),
+    [
+        (">=", 20.0, 0.0, True),
+        (">=", 20.5, 0.5, True),
+        (">=", 20.6, 0.5, False),
+        ("<=", 20.0, 0.0, True),
+        ("<=", 19.5, 0.5, True),
+        ("<=", 19.4, 0.5, False),
+        ("==", 20.4, 0.5, True),
+        ("==", 19.6, 0.5, True),
+        ("==", 20.6, 0.5, False),
+        ("==", 20.0, 0.0, True),
+    ],
+)
+def test_comparisons(comparison: Any, value: float, tolerance: float, met: bool) -> None:
+    expectation = Expectation(
+        metric="psnr", comparison=comparison, value=value, tolerance=tolerance
+    )
+    assert judge(expectation, rows(20)).met is met
+
+
+def test_only_the_attack_and_metric_that_are_named_count() -> None:
+    scores = rows(10) + rows(90, attack="idlg") + rows(0.5, metric="ssim")
+    named = Expectation(metric="psnr", attack="gs", comparison="==", value=10)
+    assert judge(named, scores).met
+    every = Expectation(metric="psnr", aggregate="mean", comparison="==", value=50)
+    assert judge(every, scores).met
+
+
+def test_what_was_not_scored_is_a_miss() -> None:
+    expectation = Expectation(metric="psnr", comparison="<=", value=1e9)
+    for scores in ([], rows(float("nan")), rows(1, metric="mse")):
+        verdict = judge(expectation, scores)
+        assert verdict.measured is None
+        assert not verdict.met
+
+
+def test_a_sample_without_a_score_does_not_count() -> None:
+    expectation = Expectation(metric="psnr", aggregate="min", comparison="==", value=7)
+    assert judge(expectation, rows(float("nan"), 7)).met
