@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from logging import INFO
 from typing import Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -156,7 +158,12 @@ class HonestButCurious(Strategy):
         return metrics
 
     def summary(self) -> None:
-        """As the wrapped strategy does."""
+        """Say where captures go, then as the wrapped strategy does.
+
+        A relative path is relative to the process that runs the ServerApp: under
+        ``flwr run`` that is the SuperLink, wherever it was started.
+        """
+        log(INFO, "\t├──> Updates are captured in %s", self.store.layout.root.resolve())
         self.inner.summary()
 
     def _name(self, node: int) -> str:

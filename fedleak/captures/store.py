@@ -100,7 +100,7 @@ class CaptureStore:
         """
         if round in self.rounds():
             raise ResourceError(
-                f"round {round} is in {self.layout.manifest} already; "
+                f"round {round} is in {self.layout.manifest.resolve()} already; "
                 "captures are append-only, use a new run directory"
             )
 

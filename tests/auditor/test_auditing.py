@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from fedleak.attacks import Attack
-from fedleak.auditor import audit, cells
-from fedleak.auditor.cells import Outcome
+from fedleak.auditor import Progress, audit, cells
 from fedleak.auditor.ledger import SCHEMA
 from fedleak.captures import RunLayout
 from fedleak.errors import AttackFailed, CaptureError, ResourceError, ScenarioError
@@ -34,7 +33,9 @@ def test_every_capture_is_attacked_once(directory: Path, scripted: Scripted) -> 
     audited = audit(
         directory,
         attacks=[scripted()],
-        on_cell=lambda done, total, o: told.append((done, total, o.client, o.round)),
+        on_cell=lambda state: told.append(
+            (state.done, state.total, state.outcome.client, state.outcome.round)
+        ),
     )
     assert told == [(n, 4, client, round) for n, (round, client) in enumerate(CAPTURES, 1)]
     assert len(set(scripted.calls)) == 4, "each cell has its own random stream"
@@ -79,8 +80,8 @@ class Killed(BaseException):
 
 
 def test_a_killed_audit_goes_on_where_it_was(directory: Path, scripted: Scripted) -> None:
-    def kill(done: int, total: int, outcome: Outcome) -> None:
-        if done == 2:
+    def kill(state: Progress) -> None:
+        if state.done == 2:
             raise Killed
 
     with pytest.raises(Killed):
