@@ -112,13 +112,13 @@ def training_facts(known: Mapping[str, float]) -> TrainingFacts | None:
     """Training facts from those known by name (`FACTS`).
 
     ``epochs`` may stand in place of ``steps``. None where learning rate, batch size,
-    steps or the number of examples remain unknown or are zero.
+    steps or the number of examples remain unknown or are not positive.
     """
-    if not all(known.get(name) for name in ("lr", "batch_size", "examples")):
+    if not all(known.get(name, 0) > 0 for name in ("lr", "batch_size", "examples")):
         return None
     per_epoch = math.ceil(known["examples"] / known["batch_size"])
     steps = known.get("steps") or known.get("epochs", 0) * per_epoch
-    if not steps:
+    if not steps > 0:
         return None
     return TrainingFacts(
         lr=float(known["lr"]),

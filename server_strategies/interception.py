@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -28,8 +29,8 @@ def arrays_of(content: RecordDict) -> Arrays:
 
 def client_name(reply: Message) -> str:
     """Name a reply's sender by its partition id, or by node id if it does not say."""
-    said = _scalars_of(reply.content).get("partition_id")
-    return f"node-{reply.metadata.src_node_id}" if said is None else partition_name(int(said))
+    said = _scalars_of(reply.content).get("partition_id", -1)
+    return f"node-{reply.metadata.src_node_id}" if said < 0 else partition_name(int(said))
 
 
 def disclosed_facts(content: RecordDict, known: Mapping[str, float]) -> dict[str, float]:
@@ -68,10 +69,11 @@ def _scalars_of(content: RecordDict) -> dict[str, float]:
 
 
 def _numbers(record: Mapping[str, object]) -> dict[str, float]:
+    # Not finite is no number: what comes from a client must not stop the server.
     return {
         name.replace("-", "_"): value
         for name, value in record.items()
-        if isinstance(value, (int, float))
+        if isinstance(value, (int, float)) and math.isfinite(value)
     }
 
 

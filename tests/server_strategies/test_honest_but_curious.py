@@ -215,3 +215,21 @@ def test_facts_nobody_disclosed_are_unknown(grid, tmp_path):
 
     store, _, _ = exchange(grid, tmp_path, spoil, disclosed={"lr": 0.25})
     assert store.load(1, store.clients(1)[0]).facts is None
+
+
+@pytest.mark.parametrize("partition", [float("nan"), float("inf"), -3])
+def test_nonsense_in_a_disclosure_does_not_stop_the_server(grid, tmp_path, partition):
+    def spoil(index, message, reply):
+        nonsense = ConfigRecord({"partition-id": partition, "lr": float("nan"), "batch-size": -1})
+        content = RecordDict(
+            {
+                "arrays": reply.content["arrays"],
+                "metrics": reply.content["metrics"],
+                "fedleak": nonsense,
+            }
+        )
+        return reply_to(message, content)
+
+    store, _, _ = exchange(grid, tmp_path, spoil, disclosed={"lr": 0.5, "steps": 1})
+    assert all(name.startswith("node-") for name in store.clients(1))
+    assert store.load(1, store.clients(1)[0]).facts is None
