@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedleak.errors import ScenarioError
 from fedleak.scenario import Scenario, load_scenario, to_toml
-from fedleak.scenario.loading import attacks_from
+from fedleak.scenario.loading import audit_from
 
 Tiny = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[2]
@@ -310,10 +310,11 @@ def test_the_scenarios_that_come_along_are_valid(path: Path) -> None:
     assert load_scenario(path).audit.attacks
 
 
-def test_attacks_outside_a_scenario() -> None:
-    assert [attack.kind for attack in attacks_from([{"kind": "gs"}])] == ["gs"]
+def test_an_audit_table_outside_a_scenario() -> None:
+    audit = audit_from({"attacks": [{"kind": "gs"}], "executor": "ray"})
+    assert ([attack.kind for attack in audit.attacks], audit.executor) == (["gs"], "ray")
     with pytest.raises(ScenarioError) as caught:
-        attacks_from([{"kind": "gs", "iteratons": 1}, {"kind": "idgl"}])
+        audit_from({"attacks": [{"kind": "gs", "iteratons": 1}, {"kind": "idgl"}]})
     assert [problem.path for problem in caught.value.problems] == [
         "attacks.0.iteratons",
         "attacks.1.kind",
