@@ -59,7 +59,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")
 def main() -> None:
     """Entry point: a user's mistake is told in a sentence, a bug shows its traceback."""
     try:
-        app()
+        app(prog_name="fedleak")
     except FedLeakError as error:
         width = Console(stderr=True).width - 1
         for line in _explain(error):
@@ -118,9 +118,12 @@ def validate(scenario: ScenarioPath, set_: Overrides = None, as_json: AsJson = F
         _print_json({"valid": True, "samples_per_client": sizes, **dataclasses.asdict(needed)})
         return
     out.print(f"{scenario} is valid.", markup=False, soft_wrap=True)
+    least, most = min(sizes), max(sizes)
+    held = str(most) if least == most else f"{least} to {most}"
     out.print(
-        f"{len(sizes)} clients hold {min(sizes)} to {max(sizes)} samples each; the run needs at "
-        f"most {needed.memory / 2**20:.0f} MiB of memory and {needed.disk / 2**20:.0f} MiB of disk."
+        f"Clients: {len(sizes)}, with {held} training samples each.\n"
+        f"Memory: at most {needed.memory / 2**20:.0f} MiB for data, models and updates.\n"
+        f"Disk: at most {needed.disk / 2**20:.0f} MiB for captures."
     )
 
 

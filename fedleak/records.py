@@ -167,6 +167,8 @@ class Observation:
         facts: The client's disclosed training facts.
         input_shape: ``*input`` of one sample.
         classes: Number of classes ``K``.
+        labels: ``(b,)`` int64, labels that the threat model grants the attacker; None
+            where, as usual, it grants none.
     """
 
     model: nn.Module
@@ -176,6 +178,7 @@ class Observation:
     facts: TrainingFacts
     input_shape: tuple[int, ...]
     classes: int
+    labels: torch.Tensor | None = None
 
     @property
     def samples(self) -> int:

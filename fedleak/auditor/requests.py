@@ -82,7 +82,12 @@ def parse_settings(
         "address": address,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    return audit_from({**known.model_dump(mode="json"), **changes})
+    try:
+        return audit_from({**known.model_dump(mode="json"), **changes})
+    except ScenarioError as error:
+        raise ScenarioError(
+            [Problem(f"--{p.path.replace('_', '-')}", p.message) for p in error.problems]
+        ) from None
 
 
 def parse_rounds(text: str | None) -> list[int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import functools
 from typing import Any
 
 import torch
@@ -49,7 +49,11 @@ def normalised(model: Architecture, network: nn.Module, input_shape: tuple[int, 
         ScenarioError: Mean or deviation do not fit the data.
     """
     layer = model.normalisation(input_shape)
-    return network if layer is None else _prepend(layer, network)
+    if layer is not None:
+        # Not a submodule: a network may call all that it has one after the other, as
+        # subclasses of Sequential do.
+        network.register_forward_pre_hook(functools.partial(_normalise_input, layer))
+    return network
 
 
 def check_model(model: nn.Module, input_shape: tuple[int, ...], classes: int) -> None:
@@ -101,15 +105,7 @@ def check_model(model: nn.Module, input_shape: tuple[int, ...], classes: int) ->
         raise ScenarioError(Problem("model", message))
 
 
-def _prepend(layer: nn.Module, network: nn.Module) -> nn.Module:
-    """Let ``layer`` act first and keep all parameter names as they are."""
-    if type(network) is nn.Sequential:
-        return nn.Sequential(OrderedDict([("normalise", layer), *network.named_children()]))
-    network.add_module("normalise", layer)
-    network.register_forward_pre_hook(_normalise_input)
-    return network
-
-
-def _normalise_input(network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    layer = network.get_submodule("normalise")
+def _normalise_input(
+    layer: nn.Module, network: nn.Module, inputs: tuple[Any, ...]
+) -> tuple[Any, ...]:
     return (layer(inputs[0]), *inputs[1:])

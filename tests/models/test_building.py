@@ -42,6 +42,10 @@ class Video(Net):
     def forward(self, x):
         return x.mean(4)
 
+class Stack(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(784, 10))
+
 def plain(classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(784, classes))
 
@@ -119,10 +123,19 @@ def test_normalisation_is_inside_the_model(
 
 def test_normalisation_by_channel() -> None:
     model = Mlp(hidden=(), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
-    layer = build(model, DefaultInit(), (3, 2, 2), 2, 0).normalise
+    layer = model.normalisation((3, 2, 2))
+    assert layer is not None
     out = layer(torch.ones(1, 3, 2, 2, dtype=torch.float64))
     assert out.dtype == torch.float64
     assert torch.allclose(out[0, :, 1, 1], torch.tensor([0.9, 0.4, 0.175]).double())
+
+
+def test_normalisation_of_a_network_that_calls_its_children_in_turn() -> None:
+    model = CustomModel(kind="their_model:Stack", mean=(0.5,), std=(0.5,))
+    network = build(model, DefaultInit(), GREY, 10, 0)
+    x = torch.rand(2, *GREY)
+    weight, bias = network.state_dict().values()
+    assert torch.allclose(network(x), (2 * x - 1).flatten(1) @ weight.T + bias, atol=1e-6)
 
 
 def test_normalisation_that_does_not_fit(refused: Callable[..., str]) -> None:

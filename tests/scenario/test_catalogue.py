@@ -35,7 +35,7 @@ def test_defaults_are_spelt_as_in_a_scenario() -> None:
     gs = {
         p.name: p.default for p in next(e for e in entries["attack"] if e.kind == "gs").parameters
     }
-    assert gs["iterations"] == "1000"
+    assert gs["lr"] == "0.1"
     assert gs["initialisation"] == '"uniform"'
     npz = next(entry for entry in entries["data"] if entry.kind == "npz")
     assert {p.name: p.default for p in npz.parameters}["path"] is None

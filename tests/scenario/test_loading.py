@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedleak.errors import ScenarioError
+from fedleak.models import MODELS
 from fedleak.scenario import Scenario, load_scenario, to_toml
 from fedleak.scenario.loading import audit_from
 
@@ -331,7 +332,7 @@ def test_the_json_schema_knows_every_table_and_kind() -> None:
         definitions[option["$ref"].rpartition("/")[2]]["properties"]["kind"].get("const")
         for option in schema["properties"]["model"]["oneOf"]
     }
-    assert kinds == {"mlp", "lenet-dlg", "lenet", "boenisch-fc", "boenisch-cnn", "resnet18", None}
+    assert kinds == {model.kind_name() for model in MODELS} | {None}
     assert definitions["Client"]["properties"]["lr"]["exclusiveMinimum"] == 0
     for definition in definitions.values():
         for name, field in definition.get("properties", {}).items():

@@ -1,0 +1,64 @@
+"""The command line as a user meets it, for tests of any package."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fedleak import cli
+
+TINY = """
+name = "tiny"
+seed = 3
+data = { kind = "digits" }
+model = { kind = "mlp" }
+federation = { clients = 2, rounds = 1 }
+audit = { attacks = [{ kind = "analytic" }] }
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def words(self) -> str:
+        """Standard error as one line: messages are wrapped to the terminal."""
+        return " ".join(self.err.split())
+
+
+Fedleak = Callable[..., Result]
+
+
+@pytest.fixture
+def fedleak(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Fedleak:
+    """Runs ``fedleak ARGUMENTS`` through its entry point, in an 80-column terminal.
+
+    The working directory is a new one with a small valid scenario, ``tiny.toml``.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "tiny.toml").write_text(TINY)
+
+    def call(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["fedleak", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        text = capfd.readouterr()
+        code = stopped.value.code
+        assert isinstance(code, int)
+        return Result(code, text.out, text.err)
+
+    return call
