@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fedleak.attacks import Attack
-from fedleak.auditor.cells import Cell, Outcome
+from fedleak.auditor.cells import Cell, Outcome, finished
 from fedleak.auditor.executors import execute
 from fedleak.auditor.ledger import write_ledger
-from fedleak.auditor.scoring import score, score_cells
+from fedleak.auditor.scoring import score
 from fedleak.auditor.subject import Subject, subject_of_scenario
 from fedleak.captures import CaptureStore, RunLayout, write_atomic
 from fedleak.errors import CaptureError, Problem, ResourceError, ScenarioError
@@ -108,14 +108,20 @@ def audit(
     cells = _plan(store, scenario, subject, attacks, rounds, clients)
     todo = [cell for cell in cells if not (layout.cells / f"{cell.name}.json").exists()]
     settings = settings or (scenario.audit if scenario else Audit())
+    fresh: dict[str, list[dict[str, Any]]] = {}
     best: float | None = None
     for done, outcome in enumerate(execute(todo, store, subject, settings), start=1):
-        for row in score(layout, subject, outcome):
+        fresh[outcome.cell] = list(score(layout, subject, outcome))
+        for row in fresh[outcome.cell]:
             if row["metric"] == "psnr" and not math.isnan(row["value"]):
                 best = row["value"] if best is None else max(best, row["value"])
         if on_cell is not None:
             on_cell(Progress(done, len(todo), outcome, best))
-    rows = tuple(score_cells(layout, subject))
+    rows = tuple(
+        row
+        for outcome in finished(layout)
+        for row in fresh.get(outcome.cell) or score(layout, subject, outcome)
+    )
     write_ledger(layout.results, rows)
     verdicts: tuple[Verdict, ...] = ()
     if scenario is not None and scenario.expect:

@@ -8,7 +8,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from fedleak.auditor.cells import Outcome, finished, reconstruction_of
+from fedleak.auditor.cells import Outcome, reconstruction_of
 from fedleak.auditor.subject import Subject
 from fedleak.captures import RunLayout, write_atomic
 from fedleak.measures import SCORES, match
@@ -17,12 +17,6 @@ from fedleak.records import Truth
 Row = dict[str, Any]
 
 _SCORES = [score.model_validate({}) for score in SCORES]
-
-
-def score_cells(layout: RunLayout, subject: Subject) -> Iterator[Row]:
-    """Score every finished cell whose truth is known (see `score`)."""
-    for outcome in finished(layout):
-        yield from score(layout, subject, outcome)
 
 
 def score(layout: RunLayout, subject: Subject, outcome: Outcome) -> Iterator[Row]:

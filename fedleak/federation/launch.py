@@ -11,6 +11,7 @@ from pathlib import Path
 
 from clients.app import client_app
 from fedleak.captures import CaptureStore
+from fedleak.errors import QuorumLost
 from fedleak.federation.inline import run_inline
 from fedleak.federation.resources import check_resources
 from fedleak.scenario import Scenario, prepare
@@ -51,19 +52,22 @@ def run(
     server = server_app(lambda _: scenario, lambda *_: store, on_round)
     client = client_app(lambda _: scenario)
     federation = scenario.federation
-    with quiet(layout.log):
-        if federation.engine == "inline":
-            run_inline(server, client, federation.clients)
-        else:
-            from fedleak.federation.ray_engine import run_ray
+    try:
+        with quiet(layout.log):
+            if federation.engine == "inline":
+                run_inline(server, client, federation.clients)
+            else:
+                from fedleak.federation.ray_engine import run_ray
 
-            run_ray(
-                server,
-                client,
-                federation.clients,
-                federation.cpus_per_client,
-                federation.gpus_per_client,
-            )
+                run_ray(
+                    server,
+                    client,
+                    federation.clients,
+                    federation.cpus_per_client,
+                    federation.gpus_per_client,
+                )
+    except QuorumLost as error:
+        raise QuorumLost(f"{error}. Captures so far and the log: {layout.root}") from error
     return layout.root
 
 

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from fedleak.errors import ResourceError
 from fedleak.scenario import Prepared
 
@@ -48,10 +50,12 @@ def check_resources(prepared: Prepared, target: Path) -> Estimate:
             file system counts.
 
     Raises:
-        ResourceError: Too little memory or disk is free, or the target cannot be
-            written; says how much is needed and what to change.
+        ResourceError: Too little memory or disk is free, there is no GPU to train on,
+            or the target cannot be written; says what is needed and what to change.
     """
     needed = estimate(prepared)
+    if prepared.scenario.client.device == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("client.device is 'cuda', but torch sees no GPU here: set it to 'cpu'")
     place = target.absolute()
     while not place.exists():
         place = place.parent

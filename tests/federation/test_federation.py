@@ -149,7 +149,8 @@ def test_losing_the_quorum_stops_the_run_and_says_why(tmp_path, monkeypatch):
         raise RuntimeError("no power")
 
     monkeypatch.setattr(clients.app, "train", broken)
-    with pytest.raises(QuorumLost, match=r"round 1: 0 of 3 clients .* RuntimeError: no power"):
+    told = r"round 1: 0 of 3 clients .* RuntimeError: no power\. .* log: /"
+    with pytest.raises(QuorumLost, match=told):
         run(load_scenario(SCENARIO), runs=tmp_path)
 
 
@@ -163,6 +164,13 @@ def test_an_existing_run_directory_is_left_alone(directory):
 def test_nothing_is_written_when_a_scenario_is_refused(tmp_path):
     with pytest.raises(ScenarioError, match="partition"):
         run(load_scenario(SCENARIO, ["federation.clients=2000"]), runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to train on")
+def test_training_on_a_gpu_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ResourceError, match=r"client\.device is 'cuda', but torch sees no GPU"):
+        run(load_scenario(SCENARIO, ["client.device=cuda"]), runs=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
