@@ -124,9 +124,9 @@ def capture_of(round: int, reply: Message, sent: Arrays, known: Mapping[str, flo
 
 
 def scalars(metrics: Mapping[str, object], prefix: str) -> dict[str, float]:
-    """The scalar metrics of a record, each name with a prefix."""
+    """The scalar metrics of a record, each name with a prefix; a mean name is no metric."""
     return {
         f"{prefix}{name}": float(value)
         for name, value in metrics.items()
-        if isinstance(value, (int, float))
+        if isinstance(value, (int, float)) and name != "partition-id"
     }
