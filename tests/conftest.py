@@ -1,4 +1,4 @@
-"""The command line as a user meets it, for tests of any package."""
+"""For tests of any package: the command line as a user meets it, and refusals."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedleak import cli
+from fedleak.errors import ScenarioError
 
 TINY = """
 name = "tiny"
@@ -60,5 +61,18 @@ def fedleak(
         code = stopped.value.code
         assert isinstance(code, int)
         return Result(code, text.out, text.err)
+
+    return call
+
+
+@pytest.fixture
+def refused() -> Callable[..., str]:
+    """Calls something that must raise a ScenarioError at a key path; gives its message."""
+
+    def call(path: str, function: Callable[..., object], *args: object) -> str:
+        with pytest.raises(ScenarioError) as caught:
+            function(*args)
+        assert [problem.path for problem in caught.value.problems] == [path]
+        return caught.value.problems[0].message
 
     return call

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedleak.errors import ScenarioError
 from fedleak.records import Dataset
 
 
@@ -17,19 +15,6 @@ def real_data() -> Path:
     if "FEDLEAK_DATA" not in os.environ:
         pytest.skip("set FEDLEAK_DATA to the directory with the real data sets")
     return Path(os.environ["FEDLEAK_DATA"])
-
-
-@pytest.fixture
-def refused() -> Callable[..., str]:
-    """Calls something that must raise a ScenarioError at a key path; gives its message."""
-
-    def call(path: str, function: Callable[..., object], *args: object) -> str:
-        with pytest.raises(ScenarioError) as caught:
-            function(*args)
-        assert [problem.path for problem in caught.value.problems] == [path]
-        return caught.value.problems[0].message
-
-    return call
 
 
 @pytest.fixture

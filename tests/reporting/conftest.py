@@ -14,20 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
+from fedleak.auditor.ledger import SCHEMA
+
 Array = npt.NDArray[Any]
-SCHEMA = pa.schema(
-    [
-        ("cell", pa.string()),
-        ("round", pa.int64()),
-        ("client", pa.string()),
-        ("attack", pa.string()),
-        ("sample", pa.int64()),
-        ("match", pa.int64()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-        ("layer", pa.string()),
-    ]
-)
 
 
 class RunBuilder:
