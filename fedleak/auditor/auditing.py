@@ -200,8 +200,15 @@ def _plan(
         raise ScenarioError(
             Problem("audit.attacks", "no attack to run; name one, for example --attack gs")
         )
+    granted = scenario is not None and scenario.audit.known_labels
     cells = (
-        Cell(number, client, attack, subject.assumptions)
+        Cell(
+            number,
+            client,
+            attack,
+            subject.assumptions,
+            _labels(subject, number, client) if granted else None,
+        )
         for number, names in captured.items()
         if rounds is None or number in rounds
         for client in names
@@ -209,6 +216,12 @@ def _plan(
         for attack in attacks
     )
     return list({cell.name: cell for cell in cells}.values())
+
+
+def _labels(subject: Subject, round: int, client: str) -> tuple[int, ...] | None:
+    """A client's labels in a round, ascending: their order would say which step had which."""
+    truth = subject.truth(round, client)
+    return None if truth is None else tuple(sorted(truth.labels.tolist()))
 
 
 def _listed(names: Iterable[object]) -> str:

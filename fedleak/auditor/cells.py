@@ -27,17 +27,27 @@ Status = Literal["done", "failed", "unsupported"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One attack on one capture."""
+    """One attack on one capture.
+
+    Attributes:
+        round: Round number, from 1.
+        client: The client's name.
+        attack: The attack with its parameters.
+        assumptions: What the user stated of a foreign app, by name.
+        labels: The samples' labels, ascending, where the threat model grants them.
+    """
 
     round: int
     client: str
     attack: Attack
     assumptions: Mapping[str, Any]
+    labels: tuple[int, ...] | None = None
 
     @property
     def parameters(self) -> dict[str, Any]:
         """All that the outcome depends on beside the capture, by name."""
-        return {**self.attack.model_dump(mode="json"), **self.assumptions}
+        granted = {} if self.labels is None else {"known_labels": True}
+        return {**self.attack.model_dump(mode="json"), **self.assumptions, **granted}
 
     @property
     def name(self) -> str:
@@ -72,7 +82,7 @@ def run_cell(cell: Cell, store: CaptureStore, subject: Subject, device: torch.de
         CaptureError: The capture itself is damaged, or of another model.
         ScenarioError: The capture's training facts are too few, or no such facts can be.
     """
-    observation = observe(store.load(cell.round, cell.client), subject, device)
+    observation = observe(store.load(cell.round, cell.client), subject, device, cell.labels)
     started = time.perf_counter()
     status: Status = "done"
     reason = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
@@ -14,11 +15,17 @@ _MOST_NAMES = 6
 _CPU = torch.device("cpu")
 
 
-def observe(capture: Capture, subject: Subject, device: torch.device = _CPU) -> Observation:
+def observe(
+    capture: Capture,
+    subject: Subject,
+    device: torch.device = _CPU,
+    labels: Sequence[int] | None = None,
+) -> Observation:
     """Make the observation of one capture. It holds nothing that the client kept.
 
     The update is formed in float64 from the float32 parameters that travelled, so the
-    only rounding in it is the one on the wire.
+    only rounding in it is the one on the wire. The samples' labels are in it only where
+    the threat model grants them.
 
     Raises:
         CaptureError: The capture's arrays are not those of the model.
@@ -40,6 +47,7 @@ def observe(capture: Capture, subject: Subject, device: torch.device = _CPU) -> 
         facts=facts,
         input_shape=subject.input_shape,
         classes=subject.classes,
+        labels=None if labels is None else torch.tensor(labels, device=device),
     )
 
 

@@ -95,6 +95,9 @@ class Audit(Section):
     attacks: tuple[Annotated[Attack, OneOf(ATTACKS)], ...] = Field(
         (), description="attacks run on each capture"
     )
+    known_labels: bool = Field(
+        False, description="whether the threat model grants attacks the samples' labels"
+    )
     executor: Literal["inline", "ray"] = Field(
         "inline", description="where attacks run: this process, or a pool of Ray actors"
     )

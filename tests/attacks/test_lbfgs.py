@@ -67,8 +67,25 @@ def test_the_budget_is_kept_and_reported(evaluations: int) -> None:
         return rosenbrock(points)
 
     seen: list[tuple[int, Tensor]] = []
-    minimise(counted, START, evaluations, report=lambda n, _, values: seen.append((n, values)))
+
+    def report(evaluation: int, _: Tensor, values: Tensor) -> bool:
+        seen.append((evaluation, values))
+        return True
+
+    minimise(counted, START, evaluations, report=report)
     assert calls == evaluations
     assert [n for n, _ in seen] == list(range(1, evaluations + 1))
     for (_, before), (_, after) in zip(seen, seen[1:], strict=False):
         assert (after <= before).all()
+
+
+def test_it_ends_when_told_to() -> None:
+    for last in (1, 5):
+        told: list[int] = []
+
+        def report(evaluation: int, _: Tensor, __: Tensor, told: list[int] = told) -> bool:
+            told.append(evaluation)
+            return len(told) < last
+
+        minimise(rosenbrock, START, 300, report=report)
+        assert told == list(range(1, last + 1))

@@ -18,6 +18,7 @@ from fedleak.auditor.ledger import SCHEMA
 from fedleak.captures import RunLayout
 from fedleak.errors import AttackFailed, CaptureError, ResourceError, ScenarioError
 from fedleak.records import Observation, Reconstruction
+from fedleak.scenario import Prepared
 
 Scripted = Any
 CAPTURES = [(round, client) for round in (1, 2) for client in ("client-000", "client-001")]
@@ -325,3 +326,24 @@ def test_damaged_results_are_named(directory: Path, scripted: Scripted) -> None:
     outcome.unlink()
     audit(directory, attacks=[scripted()])
     assert len(scripted.calls) == 5
+
+
+def test_labels_are_observed_only_where_the_threat_model_grants_them(
+    directory: Path, scripted: Scripted, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor | None] = []
+
+    def look(observation: Observation) -> Reconstruction:
+        seen.append(observation.labels)
+        return Reconstruction(torch.zeros(1, 1, 8, 8), None, torch.zeros(1))
+
+    monkeypatch.setattr(scripted, "script", staticmethod(look))
+    audit(directory, attacks=[scripted()], rounds=[1])
+    assert seen == [None, None]
+    path = RunLayout(directory).scenario
+    path.write_text(path.read_text().replace("known_labels = false", "known_labels = true"))
+    audit(directory, attacks=[scripted()], rounds=[1])
+    for client, labels in enumerate(seen[2:]):
+        assert labels is not None
+        assert labels.tolist() == sorted(prepared.truth(client, 1).labels.tolist())
+    assert len(seen) == 4, "other threat models are other cells"
