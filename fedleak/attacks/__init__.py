@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from fedleak.attacks.analytic import Analytic
 from fedleak.attacks.attack import Attack, Progress
+from fedleak.attacks.dlg import DLG
+from fedleak.attacks.gauss_newton import GaussNewton
 from fedleak.attacks.gs import GS
 from fedleak.attacks.idlg import IDLG
+from fedleak.attacks.representation import Representation
 
-ATTACKS: tuple[type[Attack], ...] = (Analytic, IDLG, GS)
+ATTACKS: tuple[type[Attack], ...] = (Analytic, DLG, IDLG, GS, GaussNewton, Representation)
 
-__all__ = ["ATTACKS", "GS", "IDLG", "Analytic", "Attack", "Progress"]
+__all__ = [
+    "ATTACKS",
+    "DLG",
+    "GS",
+    "IDLG",
+    "Analytic",
+    "Attack",
+    "GaussNewton",
+    "Progress",
+    "Representation",
+]

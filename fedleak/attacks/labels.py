@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedleak.attacks.structure import final_dense, probe
+from fedleak.attacks.structure import final_dense, probe, samples_like
 from fedleak.errors import AttackFailed
 from fedleak.gradients import mean_gradient
 from fedleak.records import Observation, TrainingFacts
 
-_PROBES = 64
+_PROBES = 128
+
+_SPREAD = 1e-3
+"""Deviation of a mean probability that is always allowed for."""
 
 
 def labels_unsupported(
@@ -24,7 +27,7 @@ def labels_unsupported(
 ) -> str | None:
     """Say why labels cannot be recovered from updates of this model, or return None."""
     try:
-        seen = probe(model, {}, facts.train_mode, _samples(2, input_shape))
+        seen = probe(model, {}, facts.train_mode, samples_like(2, input_shape))
     except (RuntimeError, ValueError) as error:
         return f"the model does not accept an input of shape {input_shape}: {error}"
     if final_dense(seen) is None:
@@ -39,9 +42,10 @@ def recover_labels(observation: Observation) -> Tensor:
 
     For one sample this is the rule of iDLG (Zhao et al. 2020, Eq. 4): the true class is
     the only one whose gradient is negative; exact, with or without a bias (without one
-    it needs three classes or more). For a batch, class c occurs
-    about ``b (p_c - g_c)`` times, where ``g`` is the bias gradient and ``p`` the mean
-    predicted probabilities, taken from the model's outputs on random samples: an
+    it needs three classes or more). For a batch, class c occurs ``b (p_c - g_c)`` times,
+    where ``g`` is the bias gradient and ``p`` the batch's mean predicted probabilities.
+    These are not known. Their mean and covariance over random samples are, from the
+    model itself, and the counts returned are those that imply the likeliest ``p``: an
     estimate, good while the model is untrained and predicts much the same for any input,
     and less good without a bias, where the features' size has to be estimated as well.
 
@@ -50,7 +54,7 @@ def recover_labels(observation: Observation) -> Tensor:
     """
     tensors = {**observation.buffers, **observation.parameters}
     # One label is read off the update alone; the probe then only finds the layer.
-    samples = _samples(2 if observation.samples == 1 else _PROBES, observation.input_shape)
+    samples = samples_like(2 if observation.samples == 1 else _PROBES, observation.input_shape)
     seen = probe(observation.model, tensors, observation.facts.train_mode, samples)
     name = final_dense(seen)
     if name is None:
@@ -60,23 +64,38 @@ def recover_labels(observation: Observation) -> Tensor:
     if f"{name}.bias" in gradient:
         logits = gradient[f"{name}.bias"].detach().double().cpu()
     else:
-        logits = _without_bias(rows, seen.inputs[name].mean(0), observation.samples)
+        # The size of the features is met best by those of the probes that are not smooth.
+        logits = _without_bias(rows, seen.inputs[name][::2].mean(0), observation.samples)
     if observation.samples == 1:
         return logits.argmin()[None].to(observation.parameters[f"{name}.weight"].device)
-    expected = functional.softmax(seen.output, 1).mean(0)
-    counts = _apportion(observation.samples * (expected - logits), observation.samples)
+    predicted = functional.softmax(seen.output, 1)
+    if f"{name}.bias" in gradient:
+        counts = _likeliest(predicted, logits, observation.samples)
+    else:
+        # The gradient itself is uncertain here, more than the predictions are.
+        shares = observation.samples * (predicted[::2].mean(0) - logits)
+        counts = _apportion(shares, observation.samples)
     labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
     return labels.to(observation.parameters[f"{name}.weight"].device)
 
 
-def _samples(count: int, input_shape: tuple[int, ...]) -> Tensor:
-    """Random samples ``(n, *input)`` in [0, 1], float64, of brightness and contrast at random."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (count, *[1] * len(input_shape))
-    noise = torch.rand(count, *input_shape, generator=generator, dtype=torch.float64)
-    contrast = torch.rand(shape, generator=generator, dtype=torch.float64)
-    brightness = torch.rand(shape, generator=generator, dtype=torch.float64)
-    return contrast * noise + (1 - contrast) * brightness
+def known_labels(observation: Observation) -> Tensor:
+    """The labels that the threat model grants, ``(b,)`` int64.
+
+    Raises:
+        AttackFailed: It grants none, or not one for each sample.
+    """
+    labels = observation.labels
+    if labels is None:
+        raise AttackFailed(
+            "known labels are asked for and the observation has none: "
+            'let them be recovered (labels = "recovered")'
+        )
+    if labels.shape != (observation.samples,):
+        raise AttackFailed(
+            f"the observation has {labels.numel()} known labels for {observation.samples} samples"
+        )
+    return labels
 
 
 def _without_bias(rows: Tensor, features: Tensor, samples: int) -> Tensor:
@@ -89,6 +108,45 @@ def _without_bias(rows: Tensor, features: Tensor, samples: int) -> Tensor:
     left, _, _ = torch.linalg.svd(rows, full_matrices=False)
     leading: Tensor = left[:, 0]
     return leading * leading.sign().sum().sign()
+
+
+def _likeliest(predicted: Tensor, gradient: Tensor, total: int) -> Tensor:
+    """Whole counts ``(K,)`` that add up to ``total``.
+
+    With counts n the batch's mean prediction is ``gradient + n / total``. It is taken for
+    normal, with the mean and covariance of predictions on probes; no entry is negative.
+
+    Args:
+        predicted: Probabilities ``(n, K)`` of the probes.
+        gradient: ``(K,)``, of the loss in the final bias.
+        total: Samples in the batch.
+    """
+    mean = predicted.mean(0)
+    spread = predicted.T.cov() + _SPREAD**2 * torch.eye(len(mean)).to(mean)
+    precision = torch.linalg.inv(spread / total)
+
+    def unlikely(counts: Tensor) -> Tensor:
+        """For ``(m, K)`` counts: minus twice the log likelihood, plus a wall at zero."""
+        implied = gradient + counts / total
+        apart = implied - mean
+        negative = (-implied - _SPREAD).clamp(min=0).sum(1)
+        squares: Tensor = ((apart @ precision) * apart).sum(1)
+        return squares + negative / _SPREAD**2
+
+    counts = _apportion(total * (mean - gradient), total)
+    # Move one sample at a time from one class to another while that is likelier.
+    one = torch.eye(len(counts), dtype=torch.int64)
+    moves = (one[:, None] - one).flatten(0, 1)
+    while True:
+        others = counts + moves
+        others = others[(others >= 0).all(1)]
+        values = unlikely(others)
+        # Moving a sample from a class to itself is among the moves: where that is the
+        # best, or as good as the best but for rounding, the search is over.
+        now = values[(others == counts).all(1)][0]
+        if not values.min() < now * (1 - 1e-9):
+            return counts
+        counts = others[values.argmin()]
 
 
 def _apportion(shares: Tensor, total: int) -> Tensor:

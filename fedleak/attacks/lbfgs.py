@@ -18,7 +18,7 @@ def minimise(
     evaluations: int,
     *,
     history: int = 20,
-    report: Callable[[int, Tensor, Tensor], None] | None = None,
+    report: Callable[[int, Tensor, Tensor], bool] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Minimise ``R`` functions, each from its own start and with its own line search.
 
@@ -35,7 +35,7 @@ def minimise(
         evaluations: How often ``function`` is called, >= 1.
         history: Steps each problem remembers, >= 1.
         report: Called after every evaluation with its number from 1, the points
-            accepted so far and their values.
+            accepted so far and their values; says whether to go on.
 
     Returns:
         The points ``(R, n)`` with the least value accepted, and the values ``(R,)``;
@@ -46,8 +46,8 @@ def minimise(
     finite = value.isfinite() & gradient.isfinite().all(1)
     value = torch.where(finite, value, torch.inf)
     gradient = torch.where(finite[:, None], gradient, 0)
-    if report is not None:
-        report(1, point, value)
+    if report is not None and not report(1, point, value):
+        return point, value
     count, size = point.shape
     steps = point.new_zeros(history, count, size)
     changes = point.new_zeros(history, count, size)
@@ -92,8 +92,8 @@ def minimise(
         direction = torch.where(
             renewed[:, None], -_times_inverse(gradient, steps, changes, curvatures), direction
         )
-        if report is not None:
-            report(evaluation, point, value)
+        if report is not None and not report(evaluation, point, value):
+            break
     return point, value
 
 

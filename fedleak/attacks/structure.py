@@ -12,11 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 
 from fedleak.gradients import evaluation_copy
 
 _ROUNDING = 1e-9
 """Probes run in float64; what agrees to this is equal."""
+
+_COARSE = 5
+"""Pixels from one point of coarse noise to the next."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,22 @@ def probe(
         inputs={name: before for name, (before, _) in once.items()},
         outputs={name: after for name, (_, after) in once.items()},
     )
+
+
+def samples_like(count: int, input_shape: tuple[int, ...]) -> Tensor:
+    """Random samples ``(n, *input)`` in [0, 1], float64, of brightness and contrast at random.
+
+    Of images ``(C, H, W)``, every other one is smooth: coarse noise, drawn large.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, *[1] * len(input_shape))
+    noise = torch.rand(count, *input_shape, generator=generator, dtype=torch.float64)
+    if len(input_shape) == 3:
+        coarse = noise[1::2, :, ::_COARSE, ::_COARSE]
+        noise[1::2] = functional.interpolate(coarse, input_shape[1:], mode="bilinear")
+    contrast = torch.rand(shape, generator=generator, dtype=torch.float64)
+    brightness = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return contrast * noise + (1 - contrast) * brightness
 
 
 def final_dense(seen: Probe) -> str | None:
@@ -143,3 +163,27 @@ def input_dense(
         if torch.allclose(checked, scale * check[source] + shift, rtol=0, atol=_ROUNDING):
             return InputLayer(name, scale, shift, source)
     return None
+
+
+def dense_chain(seen: Probe) -> tuple[str, ...]:
+    """Dense layers that end in the final one, from the first on; none without a final one.
+
+    Each sees a function of what the one before it gave that acts on every neuron by itself
+    and never decreases: ReLU, sigmoid, tanh, dropout that is off.
+    """
+    final = final_dense(seen)
+    if final is None:
+        return ()
+    ran = list(seen.inputs)
+    chain = [final]
+    for name in reversed(ran[: ran.index(final)]):
+        given, taken = seen.outputs[name], seen.inputs[chain[0]]
+        if given.shape != taken.shape or not _never_decreases(given.flatten(), taken.flatten()):
+            break
+        chain.insert(0, name)
+    return tuple(chain)
+
+
+def _never_decreases(given: Tensor, taken: Tensor) -> bool:
+    """Whether larger values were never turned into smaller ones."""
+    return bool((taken[given.argsort()].diff() >= -_ROUNDING).all())

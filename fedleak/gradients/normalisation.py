@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -31,7 +32,7 @@ class ElementaryNormalisation(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        call: Callable[..., Any] = _ELEMENTARY.get(func, func)
+        call: Callable[..., Any] = ELEMENTARY.get(func, func)
         return call(*args, **(kwargs or {}))
 
 
@@ -41,7 +42,8 @@ def _standardise(values: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
 
 
 def _per_channel(vector: Tensor, values: Tensor) -> Tensor:
-    return vector.reshape(-1, *[1] * (values.dim() - 2))
+    """View ``(C,)``, or ``(n, C)`` with one row per sample, to broadcast over ``(n, C, ...)``."""
+    return vector.reshape(*vector.shape, *[1] * (values.dim() - 2))
 
 
 def _affine(values: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -67,12 +69,17 @@ def _batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    candidates: int = 1,
 ) -> Tensor:
+    """With several candidates in the batch, each is normalised by its own statistics."""
     if training or running_mean is None or running_var is None:
-        values = _standardise(values, (0, *range(2, values.dim())), eps)
+        apart = torch.unflatten(values, 0, (candidates, -1))
+        values = _standardise(apart, (1, *range(3, apart.dim())), eps).flatten(0, 1)
     else:
+        # One scale and one shift per channel, whatever they are made of.
         scale = (running_var + eps).rsqrt()
-        values = (values - _per_channel(running_mean, values)) * _per_channel(scale, values)
+        weight = scale if weight is None else weight * scale
+        bias = -running_mean * weight if bias is None else bias - running_mean * weight
     return _channel_affine(values, weight, bias)
 
 
@@ -111,12 +118,20 @@ def _layer_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     dims = tuple(range(-len(normalized_shape), 0))
-    return _affine(_standardise(values, dims, eps), weight, bias)
+
+    def spread(tensor: Tensor | None) -> Tensor | None:
+        """One row per sample holds for all that the sample has in the dimensions between."""
+        if tensor is None or tensor.dim() == len(dims):
+            return tensor
+        return tensor.reshape(len(values), *[1] * (values.dim() - tensor.dim()), *tensor.shape[1:])
+
+    return _affine(_standardise(values, dims, eps), spread(weight), spread(bias))
 
 
-_ELEMENTARY: dict[Callable[..., Any], Callable[..., Tensor]] = {
+ELEMENTARY: dict[Callable[..., Any], Callable[..., Tensor]] = {
     functional.batch_norm: _batch_norm,
     functional.instance_norm: _instance_norm,
     functional.group_norm: _group_norm,
     functional.layer_norm: _layer_norm,
 }
+"""What stands in for which function. Scale and shift may have one row per sample in front."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -11,12 +12,18 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from fedleak.errors import nearest
+from fedleak.gradients.batching import Batching, Evaluate, Plan, choose
+from fedleak.gradients.explicit import ExplicitGradients
 from fedleak.gradients.local_training import batches
 from fedleak.gradients.network import evaluation_copy
 from fedleak.gradients.normalisation import ElementaryNormalisation
 from fedleak.records import TrainingFacts
 
-Update = dict[str, Tensor]
+Update = Mapping[str, Tensor]
+"""``(R, *parameter shape)`` by parameter name."""
+_CHOICES: dict[tuple[object, ...], Plan] = {}
+"""Measured plans, one per process and case: another measurement might find another one,
+and then the same seed would give other last digits."""
 Objective = Callable[[Update, Tensor], Tensor]
 
 
@@ -35,9 +42,9 @@ class UpdateMap:
     floating-point type of the parameters; inputs may also be integer tokens, and then
     only the value is defined.
 
-    Candidates run together under `torch.func.vmap`. A model it cannot transform
-    (control flow that depends on data, a write into a tensor that all candidates
-    share) is evaluated one candidate at a time instead, with the same results.
+    How candidates are evaluated together is measured when the first derivative is asked
+    for with candidates of a shape (`fedleak.gradients.batching`), and kept. The ways
+    differ in speed and, by rounding, in the last digits.
     """
 
     def __init__(
@@ -49,6 +56,7 @@ class UpdateMap:
         *,
         layers: Sequence[str] | None = None,
         chunk: int | None = None,
+        batching: Batching | None = None,
     ) -> None:
         """Fix everything but the candidates.
 
@@ -59,10 +67,12 @@ class UpdateMap:
             facts: The client's disclosed training facts.
             layers: Parameters whose update is wanted, by name; None for all that the
                 model does not hold frozen.
-            chunk: Candidates evaluated at a time, to bound memory; None for all.
+            chunk: Candidates evaluated at a time; None for as many as memory allows.
+            batching: How they are evaluated together; None to measure it.
 
         Raises:
-            ValueError: A name in ``layers`` is not a parameter that is trained.
+            ValueError: A name in ``layers`` is not a parameter that is trained, or
+                ``batching`` is explicit and the client took several steps.
         """
         self.facts = facts
         self.chunk = chunk
@@ -79,23 +89,52 @@ class UpdateMap:
         used = {name for name, _ in self._network.named_buffers(remove_duplicate=False)}
         self._buffers = {name: value for name, value in buffers.items() if name in used}
         self._batches = batches(facts)
+        self._ways: dict[Batching, Evaluate] = {
+            "vmap": vmap(self._update_of_one),
+            "loop": self._one_by_one,
+        }
+        if facts.steps == 1:
+            wanted = {name: self._parameters[name] for name in self.layers}
+            self._gradients = ExplicitGradients(self._logits, wanted)
+            self._ways["explicit"] = self._explicit
+        if batching is not None and batching not in self._ways:
+            raise ValueError(f"{batching!r} batching is for one local step, not {facts.steps}")
+        self.batching = batching
         self._transformable = True
+        self._plans: dict[tuple[object, ...], Plan] = {}
 
-    def __call__(self, inputs: Tensor, labels: Tensor) -> Update:
+    def plan(self, inputs: Tensor, labels: Tensor) -> Plan:
+        """How such candidates are evaluated; measured at the first call for their shapes."""
+        key = _key(inputs, labels)
+        if key not in self._plans:
+            if self.batching is None:
+                plan = self._chosen(inputs, labels)
+            else:
+                plan = Plan(self.batching, len(inputs))
+            if self.chunk is not None:
+                plan = replace(plan, chunk=min(plan.chunk, self.chunk))
+            self._plans[key] = plan
+        return self._plans[key]
+
+    def _chosen(self, inputs: Tensor, labels: Tensor) -> Plan:
+        target = {name: self._parameters[name] for name in self.layers}
+        case = (
+            *_key(inputs, labels),
+            inputs.device,
+            type(self._network),
+            repr(self._network),
+            tuple((name, value.shape) for name, value in target.items()),
+            self.facts,
+        )
+        if case not in _CHOICES:
+            _CHOICES[case] = choose(self._ways, target, inputs, labels)
+        return _CHOICES[case]
+
+    def __call__(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The updates of ``R`` candidates."""
-        if self._transformable:
-            try:
-                batched = vmap(self._update_of_one, chunk_size=self.chunk)
-                return batched(inputs, labels)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:
-                # Either vmap cannot transform this model, or the arguments are wrong;
-                # in the latter case the loop raises again, with the plainer message.
-                updates = self._one_by_one(inputs, labels)
-                self._transformable = False
-                return updates
-        return self._one_by_one(inputs, labels)
+        if inputs.requires_grad and torch.is_grad_enabled():
+            self.plan(inputs, labels)
+        return self._evaluate(inputs, labels)
 
     def jvp(self, inputs: Tensor, labels: Tensor, tangents: Tensor) -> tuple[Update, Update]:
         """Forward over reverse: the updates, and their Jacobians times ``tangents``.
@@ -105,7 +144,8 @@ class UpdateMap:
             labels: ``(R, b)`` or ``(R, b, K)``.
             tangents: ``(R, b, *input)``, one direction per candidate.
         """
-        result = torch.func.jvp(lambda x: self(x, labels), (inputs,), (tangents,))
+        self.plan(inputs, labels)
+        result = torch.func.jvp(lambda x: self._evaluate(x, labels), (inputs,), (tangents,))
         return cast(tuple[Update, Update], result)
 
     def vjp(
@@ -118,7 +158,8 @@ class UpdateMap:
             labels: ``(R, b)`` or ``(R, b, K)``.
             cotangents: ``(R, *parameter shape)`` for each of the layers.
         """
-        result = torch.func.vjp(lambda x: self(x, labels), inputs)
+        self.plan(inputs, labels)
+        result = torch.func.vjp(lambda x: self._evaluate(x, labels), inputs)
         value, pull = cast(tuple[Update, Callable[[Update], tuple[Tensor]]], result)
         (product,) = pull({name: cotangents[name] for name in self.layers})
         return value, product
@@ -130,36 +171,75 @@ class UpdateMap:
 
         Args:
             objective: Takes the updates of ``r`` candidates and their inputs, returns
-                ``(r,)``, one value for each candidate that depends on it alone.
+                ``(r,)``, one value for each candidate that depends on it alone. It may
+                get a `fedleak.gradients.factored.FactoredUpdate`, whose dense layers
+                cost little until they are looked at.
             inputs: ``(R, b, *input)``.
             labels: ``(R, b)`` or ``(R, b, K)``.
 
         Returns:
-            Values ``(R,)`` and gradients ``(R, b, *input)``, both detached. At most
-            ``chunk`` candidates' graphs are held at a time.
+            Values ``(R,)`` and gradients ``(R, b, *input)``, both detached. Only
+            one chunk's graphs are held at a time.
         """
+        plan = self.plan(inputs, labels)
+        way, size = self._ways[plan.batching], plan.chunk
         values, gradients = [], []
-        size = self.chunk or len(inputs)
         for part, targets in zip(torch.split(inputs, size), torch.split(labels, size), strict=True):
             variable = part.detach().requires_grad_()
-            value = objective(self(variable, targets), variable)
+            value = objective(way(variable, targets), variable)
             (gradient,) = torch.autograd.grad(value.sum(), variable)
             values.append(value.detach())
             gradients.append(gradient)
         return torch.cat(values), torch.cat(gradients)
 
-    def _one_by_one(self, inputs: Tensor, labels: Tensor) -> Update:
+    def _evaluate(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        plan = self._plans.get(_key(inputs, labels))
+        if plan is not None:
+            return self._in_chunks(plan, inputs, labels)
+        # A value is not worth a measurement.
+        chunk = self.chunk or len(inputs)
+        if self._transformable:
+            try:
+                return self._in_chunks(Plan("vmap", chunk), inputs, labels)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                # Either vmap cannot transform this model, or the arguments are wrong;
+                # in the latter case the loop raises again, with the plainer message.
+                updates = self._one_by_one(inputs, labels)
+                self._transformable = False
+                return updates
+        return self._one_by_one(inputs, labels)
+
+    def _in_chunks(self, plan: Plan, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        way = self._ways[plan.batching]
+        parts = [
+            way(part, targets)
+            for part, targets in zip(
+                torch.split(inputs, plan.chunk), torch.split(labels, plan.chunk), strict=True
+            )
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in self.layers}
+
+    def _explicit(self, inputs: Tensor, labels: Tensor) -> Update:
+        update = self._gradients(inputs, labels)
+        decay = self.facts.weight_decay
+        if not decay:
+            return update
+        return {name: value + decay * self._parameters[name] for name, value in update.items()}
+
+    def _one_by_one(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         updates = [self._update_of_one(x, y) for x, y in zip(inputs, labels, strict=True)]
         return {name: torch.stack([update[name] for update in updates]) for name in self.layers}
 
-    def _update_of_one(self, inputs: Tensor, labels: Tensor) -> Update:
+    def _update_of_one(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Unroll local training on ``(b, *input)`` samples, as `torch.optim.SGD` does it."""
         facts = self.facts
         # A parameter that nobody asked for matters only to the steps that follow.
         trained = self.layers if facts.steps == 1 else self._trained
         current = dict(self._parameters)
-        velocity: Update = {}
-        update: Update = {}
+        velocity: dict[str, Tensor] = {}
+        update: dict[str, Tensor] = {}
         for batch in self._batches:
             for name, step in velocity.items():
                 current[name] = current[name] - facts.lr * step
@@ -179,7 +259,14 @@ class UpdateMap:
         return {name: update[name] for name in self.layers}
 
     def _loss(self, trained: Update, others: Update, inputs: Tensor, labels: Tensor) -> Tensor:
-        tensors = {**self._buffers, **others, **trained}
         with ElementaryNormalisation():
-            logits = functional_call(self._network, tensors, (inputs,))
+            logits = self._logits(inputs, {**others, **trained})
         return functional.cross_entropy(logits, labels)
+
+    def _logits(self, samples: Tensor, parameters: Update | None = None) -> Tensor:
+        tensors = {**self._buffers, **(parameters or self._parameters)}
+        return cast(Tensor, functional_call(self._network, tensors, (samples,)))
+
+
+def _key(inputs: Tensor, labels: Tensor) -> tuple[object, ...]:
+    return inputs.shape, labels.shape, inputs.dtype

@@ -8,15 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedleak.attacks import ATTACKS, GS, IDLG, Attack
-from fedleak.attacks.optimisation import cosine_distance, squared_distance, total_variation
+from fedleak.attacks import ATTACKS, DLG, GS, IDLG, Attack, GaussNewton
+from fedleak.attacks.optimisation import (
+    Watch,
+    cosine_distance,
+    squared_distance,
+    total_variation,
+)
 from fedleak.errors import AttackFailed
 from fedleak.records import Observation, TrainingFacts
 
 Observe = Callable[..., Observation]
 Psnr = Callable[[Tensor, Tensor], Tensor]
 
-SEARCHES = [GS(restarts=2, iterations=20), IDLG(restarts=2, iterations=20)]
+SEARCHES = [
+    kind(restarts=2, iterations=20, initialisation="uniform")
+    for kind in (GS, IDLG, DLG, GaussNewton)
+]
 
 
 def named(attacks: list[Attack]) -> list[str]:
@@ -218,3 +226,85 @@ def test_initialisations(
     assert pixels.mean().item() == pytest.approx(0.5, abs=0.02)
     expected = {"uniform": 12**-0.5, "normal": 0.25, "grey": 0.01}[start]
     assert pixels.std().item() == pytest.approx(expected, rel=0.05)
+
+
+def test_known_labels_are_used_and_missed_clearly(
+    observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net, images[:2], labels[:2])
+    attack = GS(restarts=1, iterations=2, labels="known")
+    with pytest.raises(AttackFailed, match="the observation has none"):
+        attack.reconstruct(observation, seed=0)
+    with pytest.raises(AttackFailed, match="1 known labels for 2 samples"):
+        attack.reconstruct(replace(observation, labels=labels[:1]), seed=0)
+    granted = torch.tensor([7, 3])
+    found = attack.reconstruct(replace(observation, labels=granted), seed=0)
+    assert found.labels is not None and torch.equal(found.labels, granted)
+
+
+@pytest.mark.parametrize("attack", SEARCHES, ids=named(SEARCHES))
+def test_a_budget_too_small_for_one_iteration_is_refused(
+    attack: Attack, observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net, images[:1], labels[:1])
+    with pytest.raises(AttackFailed, match="too small for one iteration"):
+        attack.model_copy(update={"budget": 1e-9}).reconstruct(observation, seed=0)
+
+
+def test_a_budget_and_a_good_objective_end_the_search(
+    observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net, images[:1], labels[:1])
+    for limit in ({"budget": 0.5}, {"stop_below": 1.9}):
+        calls: list[int] = []
+        attack = GS(restarts=1, iterations=100_000).model_copy(update=limit)
+        attack.reconstruct(observation, 0, lambda now, *_: calls.append(now))
+        assert calls[-1] < 100_000
+
+
+@pytest.mark.parametrize("attack", SEARCHES, ids=named(SEARCHES))
+def test_the_box_holds_on_the_way(
+    attack: Attack, observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net, images[:1], labels[:1])
+    boxed = attack.model_copy(update={"box": True, "restarts": 4})
+    search = boxed._prepare(observation, 0)
+    best = boxed._optimise(search, Watch(20, None, None, None))
+    assert best.inputs.min() >= 0 and best.inputs.max() <= 1
+    assert (best.objective < 1).all()
+
+
+def test_dlg_returns_the_optimised_label(
+    observe: Observe, psnr: Psnr, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net, images[3:4], labels[3:4])
+    found = DLG(restarts=2, iterations=300).reconstruct(observation, seed=1)
+    assert found.labels is not None and torch.equal(found.labels, labels[3:4])
+    assert psnr(found.inputs, images[3:4]).item() > 30
+
+
+def test_gauss_newton_is_exact_to_the_wire(
+    observe: Observe, psnr: Psnr, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    for i in range(3):
+        observation = observe(sigmoid_net, images[i : i + 1], labels[i : i + 1])
+        found = GaussNewton(iterations=20).reconstruct(observation, seed=1)
+        assert psnr(found.inputs, images[i : i + 1]).item() > 50
+
+
+def test_a_warm_start_only_moves_the_start(
+    observe: Observe, psnr: Psnr, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net, images[:1], labels[:1])
+    calls: list[int] = []
+    attack = GaussNewton(iterations=15, warm_start=30)
+    found = attack.reconstruct(observation, 1, lambda now, *_: calls.append(now))
+    assert calls[-1] == 15
+    assert psnr(found.inputs, images[:1]).item() > 45

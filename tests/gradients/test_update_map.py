@@ -66,8 +66,15 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.fixture(params=["explicit", "vmap", "loop"])
+def batching(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(params=NETWORKS)
 def network(request: pytest.FixtureRequest) -> nn.Module:
+    if request.param == "no vmap" and request.getfixturevalue("batching") != "loop":
+        pytest.skip("evaluated one by one")
     torch.manual_seed(0)
     model = NETWORKS[request.param]().double()
     model(torch.rand(SAMPLES, *SHAPE, dtype=torch.float64))
@@ -161,8 +168,8 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).norm() / expected.norm())
 
 
-def test_value_and_first_derivatives(network: nn.Module, inputs: Tensor) -> None:
-    mapping = update_map(network, facts())
+def test_value_and_first_derivatives(network: nn.Module, inputs: Tensor, batching: str) -> None:
+    mapping = update_map(network, facts(), batching=batching)
     tangents = torch.randn_like(inputs)
     expected, products, pulled = [], [], []
     weights = torch.randn(CANDIDATES, sum(p.numel() for p in network.parameters())).double()
@@ -182,7 +189,7 @@ def test_value_and_first_derivatives(network: nn.Module, inputs: Tensor) -> None
     assert relative(cotangent, torch.stack(pulled)) < EXACT
 
 
-def test_second_derivatives(network: nn.Module, inputs: Tensor) -> None:
+def test_second_derivatives(network: nn.Module, inputs: Tensor, batching: str) -> None:
     """Hessian-vector products of the squared norm, which need third derivatives of the loss."""
     directions = torch.randn_like(inputs)
     oracle = unfused(network)
@@ -194,7 +201,7 @@ def test_second_derivatives(network: nn.Module, inputs: Tensor) -> None:
             for x, y, direction in zip(inputs, LABELS, directions, strict=True)
         ]
     )
-    mapping = update_map(network, facts())
+    mapping = update_map(network, facts(), batching=batching)
     _, actual = torch.autograd.functional.hvp(
         lambda z: flat(mapping(z, LABELS)).square().sum(), inputs, directions
     )
@@ -247,8 +254,10 @@ def test_several_local_steps_match_sgd(name: str, train_mode: bool) -> None:
     assert relative(flat(product), central) < 1e-6
 
 
-def test_first_derivatives_match_central_differences(network: nn.Module, inputs: Tensor) -> None:
-    mapping = update_map(network, facts())
+def test_first_derivatives_match_central_differences(
+    network: nn.Module, inputs: Tensor, batching: str
+) -> None:
+    mapping = update_map(network, facts(), batching=batching)
     tangents = torch.randn_like(inputs)
     step = 1e-6
     ahead, behind = (

@@ -1,0 +1,145 @@
+"""Updates kept as products, and the distances that need no more than that.
+
+A dense layer's gradient is a sum of outer products, one per sample. Its norm and its
+inner product with a target follow from the factors, without the matrix: ``||g||² = Σ_ij
+(a_i·a_j)(d_i·d_j)`` (Goodfellow 2015, arXiv:1510.01799) and ``<g, t> = Σ_i d_i·(t a_i)``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class OuterProducts:
+    """``R`` matrices, each a sum of ``n`` outer products.
+
+    Attributes:
+        left: ``(R, n, rows)``.
+        right: ``(R, n, columns)``.
+        shape: The shape that a matrix stands for, ``rows * columns`` elements.
+    """
+
+    left: Tensor
+    right: Tensor
+    shape: torch.Size
+
+    def tensor(self) -> Tensor:
+        """The matrices, ``(R, *shape)``."""
+        return (self.left.transpose(1, 2) @ self.right).reshape(-1, *self.shape)
+
+    def pays(self) -> bool:
+        """Whether norms from the factors take fewer operations than from the matrices."""
+        _, count, rows = self.left.shape
+        columns = self.right.shape[2]
+        return count * (rows + columns) < rows * columns
+
+    @functools.cached_property
+    def squared_norms(self) -> Tensor:
+        """``(R,)`` float64."""
+        grams = (x @ x.transpose(1, 2) for x in (self.left.double(), self.right.double()))
+        return functools.reduce(torch.mul, grams).sum((1, 2))
+
+    def products(self, target: Tensor) -> Tensor:
+        """Inner products with one of that shape: ``(R,)`` float64."""
+        # In double precision: what is left of a distance is a difference of these.
+        ahead = functional.linear(self.right.double(), target.flatten(1).double())
+        return (ahead * self.left.double()).sum((1, 2))
+
+
+class FactoredUpdate(Mapping[str, Tensor]):
+    """An update of ``R`` candidates whose dense layers are made only when looked at."""
+
+    def __init__(self, parts: Mapping[str, list[Tensor | OuterProducts]]) -> None:
+        """Take for each parameter the terms of its update."""
+        self._parts = parts
+        self._made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            self._made[name] = _sum(
+                part.tensor() if isinstance(part, OuterProducts) else part
+                for part in self._parts[name]
+            )
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def products(self, name: str) -> OuterProducts | None:
+        """The update of one parameter as outer products, where that saves work."""
+        part, *more = self._parts[name]
+        return part if isinstance(part, OuterProducts) and not more and part.pays() else None
+
+
+def cosine_distance(update: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+    """One minus the cosine between updates ``(R, *shape)`` and one target: ``(R,)`` in [0, 2].
+
+    Computed as half the squared distance of the two directions, which is the same and
+    keeps its digits where the cosine is close to 1.
+    """
+    squares = _sum(_squared_norms(update, name) for name in target)
+    inverse = (squares + torch.finfo(squares.dtype).tiny).rsqrt()
+    return _squared_distances(update, target, inverse, 1 / _norm(target)) / 2
+
+
+def squared_distance(update: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+    """Squared distance over the target's squared norm: ``(R,)``, 1 for an update of zero.
+
+    Gradients of an untrained network are small, and so is a plain squared distance: its
+    values would lie below every tolerance. Relative to the target it has no unit.
+    """
+    scale = 1 / _norm(target)
+    return _squared_distances(update, target, scale.expand(1), scale)
+
+
+def _squared_norms(update: Mapping[str, Tensor], name: str) -> Tensor:
+    factors = update.products(name) if isinstance(update, FactoredUpdate) else None
+    if factors is not None:
+        return factors.squared_norms
+    return _squares(update[name].flatten(1))
+
+
+def _squared_distances(
+    update: Mapping[str, Tensor], target: Mapping[str, Tensor], scale: Tensor, unit: Tensor
+) -> Tensor:
+    """``||scale * update - unit * target||²`` with ``scale`` of shape ``(R,)`` or ``(1,)``."""
+
+    def of(name: str, aim: Tensor) -> Tensor:
+        factors = update.products(name) if isinstance(update, FactoredUpdate) else None
+        if factors is not None:
+            wide = unit.double() * aim.double()
+            return (
+                scale.double().square() * factors.squared_norms
+                - 2 * scale * factors.products(wide)
+                + wide.square().sum()
+            )
+        value = update[name].flatten(1)
+        # As few passes over the gradients as can be: of a large network, they take most time.
+        apart = torch.addcmul((-unit * aim).flatten(), value, scale.to(value)[:, None])
+        return _squares(apart)
+
+    like = next(iter(target.values()))
+    return _sum(of(name, aim) for name, aim in target.items()).to(like.dtype)
+
+
+def _squares(rows: Tensor) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return lengths.square()
+
+
+def _norm(target: Mapping[str, Tensor]) -> Tensor:
+    return _sum(value.square().sum() for value in target.values()).sqrt()
+
+
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, terms)
