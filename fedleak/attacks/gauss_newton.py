@@ -17,8 +17,8 @@ from fedleak.attacks.optimisation import (
     Search,
     Watch,
     like,
-    squared_distance,
 )
+from fedleak.gradients import squared_distance
 from fedleak.gradients.update_map import Update
 
 _RESIDUAL = 1e-3

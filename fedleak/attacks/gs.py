@@ -13,10 +13,10 @@ from fedleak.attacks.optimisation import (
     LabelFirstAttack,
     Search,
     Watch,
-    cosine_distance,
     like,
     total_variation,
 )
+from fedleak.gradients import cosine_distance
 
 
 class AdamAttack(LabelFirstAttack):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fedleak.attacks.lbfgs import minimise
-from fedleak.attacks.optimisation import Best, Search, Watch, squared_distance, total_variation
+from fedleak.attacks.optimisation import Best, Search, Watch, total_variation
+from fedleak.gradients import squared_distance
 
 
 def match(search: Search, evaluations: int, box: bool, tv: float, watch: Watch) -> Best:

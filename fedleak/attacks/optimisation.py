@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import functools
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -22,41 +21,6 @@ from fedleak.gradients.update_map import Update
 from fedleak.records import Observation, Reconstruction, TrainingFacts
 
 Distance = Callable[[Update, Mapping[str, Tensor]], Tensor]
-
-
-def cosine_distance(update: Update, target: Mapping[str, Tensor]) -> Tensor:
-    """One minus the cosine between updates ``(R, *shape)`` and one target: ``(R,)`` in [0, 2].
-
-    Computed as half the squared distance of the two directions, which is the same and
-    keeps its digits where the cosine is close to 1.
-    """
-    lengths = _sum(update[name].flatten(1).square().sum(1) for name in target)
-    inverse = (lengths + torch.finfo(lengths.dtype).tiny).rsqrt()
-    norm = _norm(target)
-    return _sum(
-        (update[name] * like(inverse, update[name]) - value / norm).flatten(1).square().sum(1) / 2
-        for name, value in target.items()
-    )
-
-
-def squared_distance(update: Update, target: Mapping[str, Tensor]) -> Tensor:
-    """Squared distance over the target's squared norm: ``(R,)``, 1 for an update of zero.
-
-    Gradients of an untrained network are small, and so is a plain squared distance: its
-    values would lie below every tolerance. Relative to the target it has no unit.
-    """
-    squares = _sum(
-        (update[name] - value).flatten(1).square().sum(1) for name, value in target.items()
-    )
-    return squares / _norm(target).square()
-
-
-def _norm(target: Mapping[str, Tensor]) -> Tensor:
-    return _sum(value.square().sum() for value in target.values()).sqrt()
-
-
-def _sum(terms: Iterable[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, terms)
 
 
 def total_variation(images: Tensor) -> Tensor:
@@ -321,7 +285,7 @@ class OptimisationAttack(Attack):
             chunk=self.chunk,
         )
         target = {name: target[name].detach().to(precision) for name in mapping.layers}
-        if not _norm(target) > 0:
+        if not any(value.any() for value in target.values()):
             raise AttackFailed("the update is zero: it says nothing about the samples")
         generator = torch.Generator().manual_seed(seed)
         shape = (observation.samples, *observation.input_shape)

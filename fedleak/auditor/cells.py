@@ -16,6 +16,7 @@ import torch
 
 from fedleak.attacks import Attack
 from fedleak.auditor.observe import observe
+from fedleak.auditor.plans import recorded_plans
 from fedleak.auditor.subject import Subject
 from fedleak.captures import CaptureStore, RunLayout, write_atomic
 from fedleak.errors import AttackFailed, CaptureError, FedLeakError
@@ -95,7 +96,7 @@ def run_cell(cell: Cell, store: CaptureStore, subject: Subject, device: torch.de
             status, reason = "unsupported", unsupported
         else:
             seed = _seed(cell, subject)
-            with reproducible(seed):
+            with reproducible(seed), recorded_plans(store.layout):
                 reconstruction = cell.attack.reconstruct(observation, seed)
             _check(reconstruction, subject)
     except FedLeakError as error:

@@ -42,6 +42,10 @@ class RunLayout:
         return self.root / "audit" / "originals" / f"round-{round:04d}.{client}.safetensors"
 
     @property
+    def plans(self) -> Path:
+        return self.root / "audit" / "batching.json"
+
+    @property
     def results(self) -> Path:
         return self.root / "audit" / "results.parquet"
 

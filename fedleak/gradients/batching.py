@@ -47,6 +47,12 @@ class Plan:
     chunk: int
 
 
+PLANS: dict[str, Plan] = {}
+"""Plans by case (model, shapes, device, facts), measured in this process or recorded by
+an earlier one: another measurement might find another one, and then the same seed would
+give other last digits."""
+
+
 def choose(
     ways: Mapping[Batching, Evaluate],
     parameters: Mapping[str, Tensor],

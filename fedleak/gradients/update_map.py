@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
@@ -12,7 +13,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from fedleak.errors import nearest
-from fedleak.gradients.batching import Batching, Evaluate, Plan, choose
+from fedleak.gradients.batching import PLANS, Batching, Evaluate, Plan, choose
 from fedleak.gradients.explicit import ExplicitGradients
 from fedleak.gradients.local_training import batches
 from fedleak.gradients.network import evaluation_copy
@@ -21,9 +22,6 @@ from fedleak.records import TrainingFacts
 
 Update = Mapping[str, Tensor]
 """``(R, *parameter shape)`` by parameter name."""
-_CHOICES: dict[tuple[object, ...], Plan] = {}
-"""Measured plans, one per process and case: another measurement might find another one,
-and then the same seed would give other last digits."""
 Objective = Callable[[Update, Tensor], Tensor]
 
 
@@ -118,17 +116,20 @@ class UpdateMap:
 
     def _chosen(self, inputs: Tensor, labels: Tensor) -> Plan:
         target = {name: self._parameters[name] for name in self.layers}
-        case = (
-            *_key(inputs, labels),
-            inputs.device,
-            type(self._network),
-            repr(self._network),
-            tuple((name, value.shape) for name, value in target.items()),
-            self.facts,
+        case = repr(
+            (
+                *_key(inputs, labels),
+                inputs.device,
+                type(self._network),
+                repr(self._network),
+                tuple((name, value.shape) for name, value in target.items()),
+                self.facts,
+            )
         )
-        if case not in _CHOICES:
-            _CHOICES[case] = choose(self._ways, target, inputs, labels)
-        return _CHOICES[case]
+        key = hashlib.sha256(case.encode()).hexdigest()[:16]
+        if key not in PLANS:
+            PLANS[key] = choose(self._ways, target, inputs, labels)
+        return PLANS[key]
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The updates of ``R`` candidates."""

@@ -11,11 +11,10 @@ from torch.nn import functional
 from fedleak.attacks import ATTACKS, DLG, GS, IDLG, Attack, GaussNewton
 from fedleak.attacks.optimisation import (
     Watch,
-    cosine_distance,
-    squared_distance,
     total_variation,
 )
 from fedleak.errors import AttackFailed
+from fedleak.gradients import cosine_distance, squared_distance
 from fedleak.records import Observation, TrainingFacts
 
 Observe = Callable[..., Observation]

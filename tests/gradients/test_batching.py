@@ -90,7 +90,7 @@ def update_map(model: nn.Module, **options: object) -> UpdateMap:
 
 @pytest.fixture(autouse=True)
 def _nothing_chosen_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedleak.gradients.update_map._CHOICES", {})
+    monkeypatch.setattr("fedleak.gradients.update_map.PLANS", {})
 
 
 @pytest.fixture
