@@ -42,9 +42,7 @@ def main() -> None:
             "data": {"kind": "mnist-5k"},
             "model": {"kind": "lenet-dlg"},
             "federation": {"clients": options.cells},
-            "audit": {
-                "attacks": [{"kind": "gs", "iterations": options.iterations, "restarts": 4}]
-            },
+            "audit": {"attacks": [{"kind": "gs", "iterations": options.iterations, "restarts": 4}]},
         }
     )
     with tempfile.TemporaryDirectory() as folder:
