@@ -44,6 +44,7 @@ app = typer.Typer(
     "intercept its updates, attack them, and see what leaked.\n\n"
     "Start with: [bold]fedleak run scenarios/quickstart.toml[/]",
 )
+_INTERRUPTED = 130  # what typer gives for Ctrl-C, as shells do
 out = Console(highlight=False)
 _DEFAULT_WIDTH = 12
 
@@ -75,6 +76,14 @@ def main() -> None:
                 file=sys.stderr,
             )
         sys.exit(error.exit_code)
+    except SystemExit as leaving:
+        if leaving.code == _INTERRUPTED:
+            # Flower's server thread would wait an hour for replies, and Python
+            # for the thread; what is committed is on disk.
+            print("Interrupted. Finished rounds and cells are kept.", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(_INTERRUPTED)
+        raise
 
 
 def _explain(error: FedLeakError) -> list[str]:

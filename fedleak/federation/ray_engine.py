@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from fedleak.private_ray import seclude_ray
@@ -33,12 +34,29 @@ def run_ray(
     # Only now: this imports Ray.
     import flwr.simulation
 
-    flwr.simulation.run_simulation(
-        server_app,
-        client_app,
-        num_supernodes=clients,
-        backend_config={
-            "client_resources": {"num_cpus": cpus_per_client, "num_gpus": gpus_per_client},
-            "init_args": {"include_dashboard": False},
-        },
-    )
+    failures: list[BaseException] = []
+
+    def simulate() -> None:
+        try:
+            flwr.simulation.run_simulation(
+                server_app,
+                client_app,
+                num_supernodes=clients,
+                backend_config={
+                    "client_resources": {
+                        "num_cpus": cpus_per_client,
+                        "num_gpus": gpus_per_client,
+                    },
+                    "init_args": {"include_dashboard": False},
+                },
+            )
+        except BaseException as failure:
+            failures.append(failure)
+
+    # In a thread, because Flower waits for its workers when Ctrl-C interrupts it.
+    simulation = threading.Thread(target=simulate, daemon=True)
+    simulation.start()
+    while simulation.is_alive():
+        simulation.join(timeout=0.2)
+    if failures:
+        raise failures[0]

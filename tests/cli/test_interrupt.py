@@ -1,0 +1,49 @@
+"""Ctrl-C ends a run at once, whatever the engine, and leaves whole rounds behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedleak.captures import CaptureStore
+
+SLOW = """
+name = "slow"
+data = { kind = "digits" }
+model = { kind = "mlp" }
+federation = { clients = 2, rounds = 10000 }
+"""
+
+
+@pytest.mark.parametrize("engine", ["inline", "ray"])
+def test_ctrl_c_ends_a_run_and_keeps_its_rounds(tmp_path: Path, engine: str) -> None:
+    (tmp_path / "slow.toml").write_text(SLOW)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-c", "from fedleak.cli import main; main()"),
+            *("run", "slow.toml", "--out", "run", "--set", f"federation.engine={engine}"),
+        ],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    store = CaptureStore(tmp_path / "run")
+    deadline = time.monotonic() + 90
+    while len(store.rounds()) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(20) == 130
+    finally:
+        process.kill()
+    assert "Interrupted. Finished rounds and cells are kept." in process.communicate()[1].decode()
+    for client in store.clients(store.rounds()[-1]):
+        store.load(store.rounds()[-1], client)
