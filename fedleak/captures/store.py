@@ -70,6 +70,7 @@ class CaptureStore:
             # Both can be left over from a run that was killed before its manifest named them.
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
+            self.layout.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             partial.mkdir(parents=True)
             # Captures hold personal data in all but name.
             folder.parent.chmod(0o700)

@@ -36,7 +36,8 @@ def new_run(scenario: Scenario, runs: Path, directory: Path | None = None) -> Ru
             count += 1
             directory = runs / f"{scenario.name}-{stamp}-{count}"
     try:
-        directory.mkdir(parents=True)
+        # Captures, reconstructions and originals are personal data: the owner's alone.
+        directory.mkdir(parents=True, mode=0o700)
     except FileExistsError:
         raise ResourceError(
             f"{directory} exists already; runs are never overwritten: "

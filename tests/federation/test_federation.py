@@ -58,6 +58,7 @@ def directory(tmp_path_factory):
 def test_a_run_is_told_and_self_contained(directory):
     layout = RunLayout(directory)
     assert load_scenario(layout.scenario) == load_scenario(SCENARIO)
+    assert layout.root.stat().st_mode & 0o077 == 0
     environment = json.loads(layout.environment.read_text())
     assert torch.__version__.startswith(environment["torch"])
     manifest = json.loads(layout.manifest.read_text())["rounds"]
