@@ -377,6 +377,9 @@ def _audit(
     from fedleak.auditor import follow
     from fedleak.reporting import write_page
 
+    def on_plan(cells: int) -> None:
+        progress.update(task, completed=0, total=cells or None)
+
     def on_cell(state: Any) -> None:
         speed = progress.tasks[task].speed
         rate = "" if speed is None else f"{60 * speed:.0f}/min"
@@ -388,9 +391,11 @@ def _audit(
         write_page(directory)
 
     if following:
-        audited = follow(directory, on_audited=on_audited, on_cell=on_cell, **request)
+        audited = follow(
+            directory, on_audited=on_audited, on_plan=on_plan, on_cell=on_cell, **request
+        )
     else:
-        audited = audit_run(directory, on_cell=on_cell, **request)
+        audited = audit_run(directory, on_plan=on_plan, on_cell=on_cell, **request)
     if progress.tasks[task].total is None:
         progress.update(task, completed=1, total=1, note="every attack was finished before")
     return audited

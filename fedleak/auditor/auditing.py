@@ -66,6 +66,7 @@ def audit(
     clients: Sequence[str] | None = None,
     subject: Subject | None = None,
     settings: Audit | None = None,
+    on_plan: Callable[[int], None] | None = None,
     on_cell: OnCell | None = None,
 ) -> Audited:
     """Attack and score the captures of a run. Finished cells are not run again.
@@ -77,6 +78,7 @@ def audit(
         clients: Clients to audit, by name; default those of the scenario, else all.
         subject: Model and truth, for captures that no scenario describes.
         settings: Where cells run; default as the scenario says, else in this process.
+        on_plan: Called once, with the number of cells to run.
         on_cell: Called after each cell.
 
     Returns:
@@ -107,6 +109,8 @@ def audit(
     store = CaptureStore(layout.root)
     cells = _plan(store, scenario, subject, attacks, rounds, clients)
     todo = [cell for cell in cells if not (layout.cells / f"{cell.name}.json").exists()]
+    if on_plan is not None:
+        on_plan(len(todo))
     settings = settings or (scenario.audit if scenario else Audit())
     fresh: dict[str, list[dict[str, Any]]] = {}
     best: float | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedleak.errors import Problem, ScenarioError
+from fedleak.errors import Problem, ResourceError, ScenarioError
 from fedleak.models.architecture import Architecture
 from fedleak.models.initialisation import Init
 from fedleak.seeding import derive
@@ -31,11 +31,19 @@ def build(
 
     Raises:
         ScenarioError: The architecture does not fit the data.
+        ResourceError: It does not fit into memory.
     """
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed the GPUs as well.
         torch.default_generator.manual_seed(derive(seed, "model-init"))
-        network = model.build(input_shape, classes)
+        try:
+            network = model.build(input_shape, classes)
+        except RuntimeError as error:
+            if "allocate memory" not in str(error):
+                raise
+            raise ResourceError(
+                f"the model does not fit into memory, make it smaller: {str(error).splitlines()[0]}"
+            ) from error
         init.apply(network)
         network = normalised(model, network, input_shape)
         check_model(network, input_shape, classes)

@@ -283,3 +283,12 @@ def test_arrays_that_are_no_images(fedleak: Fedleak, tmp_path: Path) -> None:
     assert "data.y_train: 'mine.npz' has no array 'y_train'" in told.words
     assert "Did you mean 'y_trian'?" in told.words
     assert not Path("runs").exists()
+
+
+def test_a_model_larger_than_memory(fedleak, tmp_path):
+    (tmp_path / "huge.toml").write_text(
+        'data = { kind = "digits" }\nmodel = { kind = "mlp", hidden = [1000000, 1000000] }\n'
+    )
+    result = fedleak("validate", str(tmp_path / "huge.toml"))
+    assert result.code == 6
+    assert "does not fit into memory" in result.words
