@@ -121,11 +121,10 @@ def audit(
                 best = row["value"] if best is None else max(best, row["value"])
         if on_cell is not None:
             on_cell(Progress(done, len(todo), outcome, best))
-    rows = tuple(
-        row
-        for outcome in finished(layout)
-        for row in fresh.get(outcome.cell) or score(layout, subject, outcome)
-    )
+    rows: list[dict[str, Any]] = []
+    for outcome in finished(layout):
+        known = fresh.get(outcome.cell)  # empty where there was nothing to score
+        rows.extend(score(layout, subject, outcome) if known is None else known)
     write_ledger(layout.results, rows)
     verdicts: tuple[Verdict, ...] = ()
     if scenario is not None and scenario.expect:
@@ -134,7 +133,7 @@ def audit(
         judged = [row for row in rows if row["cell"] in counted]
         verdicts = tuple(judge(expected, judged) for expected in scenario.expect)
         _write_verdicts(layout, verdicts)
-    return Audited(rows, verdicts)
+    return Audited(tuple(rows), verdicts)
 
 
 def follow(
