@@ -100,7 +100,7 @@ def engine_step(
     inputs = start.clone()
     optimiser = torch.optim.Adam([inputs], lr=LR)
 
-    def objective(update: Update, at: Tensor) -> Tensor:
+    def objective(update: Update, at: Tensor, _: slice) -> Tensor:
         return cosine_distance(update, target) + TV * total_variation(at)
 
     def step() -> None:
@@ -142,7 +142,8 @@ def compare(
         batching=batching,
     )
     loop = loop_step(model, labels, list(gradients), start)
-    engine = engine_step(mapping, labels, target, start)
+    aim = {name: value[None] for name, value in target.items()}
+    engine = engine_step(mapping, labels, aim, start)
     # The first calls choose the batching and warm both up.
     repeats = max(1, round(0.3 / min(seconds(loop, 2, device), seconds(loop, 2, device))))
     seconds(engine, 2, device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import nn
 
@@ -46,6 +46,27 @@ class Attack(Component):
         Raises:
             AttackFailed: The observation is unusable, or every candidate diverged.
         """
+
+    @property
+    def appetite(self) -> int:
+        """Observations that are worth attacking together, >= 1."""
+        return 1
+
+    def reconstruct_each(
+        self,
+        observations: Sequence[Observation],
+        seeds: Sequence[int],
+        progress: Progress | None = None,
+    ) -> Iterator[dict[int, Reconstruction | AttackFailed]]:
+        """Attack several observations, together where that is faster.
+
+        Yields what was made of those attacked together, by index, as soon as it is known.
+        """
+        for index, (observation, seed) in enumerate(zip(observations, seeds, strict=True)):
+            try:
+                yield {index: self.reconstruct(observation, seed, progress)}
+            except AttackFailed as failure:
+                yield {index: failure}
 
 
 def refuse_unusable(observation: Observation) -> None:

@@ -9,7 +9,14 @@ from pydantic import Field
 from torch import Tensor
 
 from fedleak.attacks.matching import match
-from fedleak.attacks.optimisation import Best, OptimisationAttack, Search, Watch
+from fedleak.attacks.optimisation import (
+    INITIALISATION,
+    Best,
+    Initialisation,
+    OptimisationAttack,
+    Search,
+    Watch,
+)
 from fedleak.records import Observation
 
 
@@ -31,11 +38,7 @@ class DLG(OptimisationAttack):
     iterations: int = Field(
         3000, ge=1, le=1_000_000, description="evaluations of the update map per restart"
     )
-    initialisation: Literal["uniform", "normal", "grey"] = Field(
-        "normal",
-        description="pixels at the start: uniform in 0..1, normal around 0.5 with deviation "
-        "0.25, or grey (0.5 with deviation 0.01)",
-    )
+    initialisation: Initialisation = Field("normal", description=INITIALISATION)
 
     def _optimise(self, search: Search, watch: Watch) -> Best:
         return match(search, self.iterations, self.box, 0.0, watch)

@@ -11,24 +11,31 @@ from torch import Tensor
 
 from fedleak.attacks.gs import GS
 from fedleak.attacks.optimisation import (
+    INITIALISATION,
     Best,
-    Invertible,
+    Initialisation,
     LabelFirstAttack,
     Search,
     Watch,
-    like,
 )
-from fedleak.gradients import squared_distance
-from fedleak.gradients.update_map import Update
+from fedleak.gradients import like, squared_distance
 
-_RESIDUAL = 1e-3
-"""Norm of CG's residual over that of the gradient at which a step is exact enough."""
+_RESIDUAL = 0.03
+"""Norm of CG's residual over that of the gradient at which a step is exact enough: a
+linearisation that a step leaves behind is not worth more (Nocedal & Wright, Sec. 7.1)."""
 
 _FIRST_DAMPING = 1e-3
 """Damping of the first step, as a part of the curvature along the gradient."""
 
 _LOOK = 10
 """CG steps between two looks at whether all candidates are done."""
+
+_REFUSALS = 6
+"""Steps in a row that gained nothing after which a candidate stands still: its damping
+has then grown by 2^21."""
+
+_FALL = 0.5
+"""Power of the frequency by which the amplitudes of a step's waves fall."""
 
 
 class GaussNewton(LabelFirstAttack):
@@ -41,7 +48,12 @@ class GaussNewton(LabelFirstAttack):
     damping follows the ratio of the gain to what the linearisation promised (Nielsen,
     Damping Parameter in Marquardt's Method, IMM-REP-1999-05). Every candidate has its
     own damping and its own CG; one that meets values that are not finite takes no step
-    and, where it began so, stays out.
+    and, where it began so, stays out. The search ends when no candidate gains any more.
+
+    Amplitudes of natural images fall with frequency (Field, J. Opt. Soc. Am. A 4, 1987).
+    Steps are measured accordingly, in waves whose units fall likewise: a few CG steps
+    then find what is large in an image, and what the update says little about stays
+    smooth.
 
     It converges where the map is smooth (sigmoid, tanh, softplus; average pooling). At
     the kinks of ReLU and max pooling a linearisation holds only nearby: ``warm_start``
@@ -55,11 +67,7 @@ class GaussNewton(LabelFirstAttack):
     iterations: int = Field(
         50, ge=1, le=1_000_000, description="linearisations of the update map per restart"
     )
-    initialisation: Literal["uniform", "normal", "grey"] = Field(
-        "grey",
-        description="pixels at the start: uniform in 0..1, normal around 0.5 with deviation "
-        "0.25, or grey (0.5 with deviation 0.01)",
-    )
+    initialisation: Initialisation = Field("grey", description=INITIALISATION)
     cg_steps: int = Field(
         60, ge=1, le=10_000, description="steps of conjugate gradients per linearisation, at most"
     )
@@ -72,20 +80,22 @@ class GaussNewton(LabelFirstAttack):
         if self.warm_start:
             first = GS(iterations=self.warm_start, box=self.box)
             inputs = first._optimise(search, watch.warming_up()).inputs
-        best = Best(inputs, search.labels)
-        size = self.chunk or len(inputs)
+        best = search.best(inputs)
+        size = search.mapping.plan(inputs, search.labels).chunk
         walks = [
-            _Walk(search, inputs[at : at + size], search.labels[at : at + size], self.box)
+            _Walk(search, inputs, slice(at, min(at + size, len(inputs))), self.box)
             for at in range(0, len(inputs), size)
         ]
         for iteration in range(1, self.iterations + 1):
             for walk in walks:
-                walk.step(self.cg_steps)
+                if walk.moving:
+                    walk.step(self.cg_steps)
             best.update(
                 torch.cat([walk.inputs for walk in walks]),
                 torch.cat([walk.squares for walk in walks]),
             )
-            if not watch(iteration, best):
+            moving = any(walk.moving for walk in walks)
+            if not watch(iteration, best, finished=not moving):
                 break
         return best
 
@@ -98,19 +108,25 @@ class _Walk:
         squares: ``(R,)``, the relative squared distance of their updates to the target.
     """
 
-    def __init__(self, search: Search, inputs: Tensor, labels: Tensor, box: bool) -> None:
-        self.inputs = inputs.clamp(0, 1) if box else inputs
-        self.squares = inputs.new_full((len(inputs),), torch.inf)
+    def __init__(self, search: Search, inputs: Tensor, rows: slice, box: bool) -> None:
+        self.inputs = inputs[rows].clamp(0, 1) if box else inputs[rows]
+        self.squares = inputs.new_full((len(self.inputs),), torch.inf)
         self._mapping = search.mapping
-        self._target = search.target
-        self._labels = labels
+        self._target = search.aim(rows)
+        self._labels = search.labels[rows]
         self._box = box
         self._damping = torch.zeros_like(self.squares)
         self._growth = torch.full_like(self.squares, 2.0)
+        self._scaled = _wave_scaling(self.inputs)
+
+    @property
+    def moving(self) -> bool:
+        """Whether a candidate may still gain by a step."""
+        return bool((self._growth <= 2.0**_REFUSALS).any())
 
     def step(self, cg_steps: int) -> None:
         """Linearise, solve, and move the candidates that gain by it."""
-        line = _Linearisation(self._mapping, self.inputs, self._labels)
+        line = self._mapping.linearise(self.inputs, self._labels)
         self.squares = squared_distance(line.update, self._target)
         residual = {name: line.update[name] - value for name, value in self._target.items()}
         downhill = -line.vjp(residual)
@@ -118,22 +134,28 @@ class _Walk:
         if self._box:
             # A pixel at an edge that would leave the box stays where it is.
             free = ~((self.inputs <= 0) & (downhill < 0) | (self.inputs >= 1) & (downhill > 0))
-        downhill = torch.where(free, downhill, 0)
+
+        def pixels(waves: Tensor) -> Tensor:
+            return torch.where(free, self._scaled(waves), 0)
+
+        def waves(pixels: Tensor) -> Tensor:
+            return self._scaled(torch.where(free, pixels, 0))
 
         def curvature(direction: Tensor) -> Tensor:
-            return torch.where(free, line.vjp(line.jvp(direction)), 0)
+            return waves(line.vjp(line.jvp(pixels(direction))))
 
+        downhill = waves(downhill)
         slope = _dot(downhill, downhill)
         largest = _dot(downhill, curvature(downhill)) / slope
         self._damping = torch.where(self._damping > 0, self._damping, _FIRST_DAMPING * largest)
         move = _conjugate_gradients(curvature, downhill, self._damping, cg_steps)
         promised = _dot(move, downhill) + self._damping * _dot(move, move)
-        trial = self.inputs + move
+        trial = self.inputs + pixels(move)
         if self._box:
             trial = trial.clamp(0, 1)
         with torch.no_grad():
             squares = squared_distance(self._mapping(trial, self._labels), self._target)
-        scale = sum(value.square().sum() for value in self._target.values())
+        scale = sum(value.flatten(1).square().sum(1) for value in self._target.values())
         gain = (self.squares - squares) * scale / promised
         better = squares < self.squares
         self.inputs = torch.where(like(better, trial), trial, self.inputs)
@@ -143,34 +165,29 @@ class _Walk:
         self._growth = torch.where(better, 2.0, 2 * self._growth)
 
 
-class _Linearisation:
-    """An update map's value and Jacobian at one point, ready to be used many times.
+def _wave_scaling(inputs: Tensor) -> Callable[[Tensor], Tensor]:
+    """A symmetric map of images: each cosine wave times how large nature has it.
 
-    The products reuse one graph: a VJP goes back through it, and as the VJP is linear in
-    its cotangents, going back through the VJP gives the JVP.
+    Samples of less than two dimensions have no waves and are left alone.
     """
+    if inputs.dim() < 4:
+        return lambda images: images
+    height, width = inputs.shape[-2:]
+    down, across = (_cosines(size).to(inputs) for size in (height, width))
+    longest = 1 / max(height, width)
+    rows, columns = (torch.arange(size, device=inputs.device) / size for size in (height, width))
+    frequencies = (rows.square()[:, None] + columns.square()).sqrt().to(inputs)
+    # The mean of an image is as large as its longest wave.
+    units: Tensor = (frequencies / longest).clamp(min=1) ** -_FALL
+    return lambda images: down.T @ ((down @ images @ across.T) * units) @ across
 
-    def __init__(self, mapping: Invertible, inputs: Tensor, labels: Tensor) -> None:
-        self._inputs = inputs.detach().requires_grad_()
-        update = mapping(self._inputs, labels)
-        self._names = tuple(update)
-        self._outputs = tuple(update.values())
-        self.update = {name: value.detach() for name, value in update.items()}
-        self._cotangents = tuple(torch.zeros_like(v).requires_grad_() for v in self._outputs)
-        (self._pulled,) = torch.autograd.grad(
-            self._outputs, self._inputs, self._cotangents, create_graph=True
-        )
 
-    def jvp(self, tangent: Tensor) -> Update:
-        """The Jacobian times ``(R, b, *input)``."""
-        products = torch.autograd.grad(self._pulled, self._cotangents, tangent, retain_graph=True)
-        return dict(zip(self._names, products, strict=True))
-
-    def vjp(self, cotangent: Update) -> Tensor:
-        """An update times the Jacobian, ``(R, b, *input)``."""
-        given = [cotangent[name] for name in self._names]
-        (product,) = torch.autograd.grad(self._outputs, self._inputs, given, retain_graph=True)
-        return product
+def _cosines(size: int) -> Tensor:
+    """The orthonormal cosine basis ``(size, size)``, one wave a row (DCT-II)."""
+    count = torch.arange(size, dtype=torch.float64)
+    waves = (torch.pi / size * count[:, None] * (count + 0.5)).cos() * (2 / size) ** 0.5
+    waves[0] /= 2**0.5
+    return waves
 
 
 def _conjugate_gradients(

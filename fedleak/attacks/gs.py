@@ -13,10 +13,9 @@ from fedleak.attacks.optimisation import (
     LabelFirstAttack,
     Search,
     Watch,
-    like,
     total_variation,
 )
-from fedleak.gradients import cosine_distance
+from fedleak.gradients import cosine_distance, like
 
 
 class AdamAttack(LabelFirstAttack):
@@ -48,10 +47,10 @@ class AdamAttack(LabelFirstAttack):
         inputs = search.start.clamp(0, 1) if self.box else search.start.clone()
         optimiser = torch.optim.Adam([inputs], lr=self.lr)
         decay = self._decay(optimiser)
-        best = Best(inputs, search.labels)
+        best = search.best(inputs)
         for iteration in range(1, self.iterations + 1):
-            objective, gradient = search.evaluate(
-                inputs, cosine_distance, penalty if smoothed else None
+            objective, gradient, _ = search.evaluate(
+                inputs, search.labels, cosine_distance, penalty if smoothed else None
             )
             best.update(inputs, objective)
             if not watch(iteration, best):

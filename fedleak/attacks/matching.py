@@ -14,7 +14,8 @@ def match(search: Search, evaluations: int, box: bool, tv: float, watch: Watch) 
     """Minimise the relative squared distance, each candidate by a line search of its own.
 
     Args:
-        search: Where its labels are logits ``(R, b, K)``, they are optimised as well.
+        search: Where its labels are logits ``(R, b, K)``, they are optimised as well, and the
+            best labels are probabilities.
         evaluations: Evaluations of the update map per candidate.
         box: Whether pixels are kept in [0, 1], as the squared sines of free variables.
         tv: Weight of the total variation, for inputs of two dimensions or more.
@@ -30,25 +31,26 @@ def match(search: Search, evaluations: int, box: bool, tv: float, watch: Watch) 
 
     def read(points: Tensor) -> tuple[Tensor, Tensor]:
         inputs = points[:, :size].reshape(shape)
-        labels = points[:, size:].reshape(search.labels.shape) if joint else search.labels
+        labels = search.labels
+        if joint:
+            labels = points[:, size:].reshape(labels.shape).softmax(-1)
         return inputs.sin().square() if box else inputs, labels
 
     def function(points: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             variable = points.detach().requires_grad_()
             inputs, labels = read(variable)
-        if joint:
-            values, *gradients = search.evaluate_jointly(inputs, labels, squared_distance)
-            outputs: tuple[Tensor, ...] = (inputs, labels)
-        else:
-            values, *gradients = search.evaluate(
-                inputs, squared_distance, penalty if smoothed else None
-            )
-            outputs = (inputs,)
-        (gradient,) = torch.autograd.grad(outputs, variable, gradients)
+        values, of_inputs, of_labels = search.evaluate(
+            inputs, labels, squared_distance, penalty if smoothed else None
+        )
+        outputs, slopes = [inputs], [of_inputs]
+        if of_labels is not None:
+            outputs.append(labels)
+            slopes.append(of_labels)
+        (gradient,) = torch.autograd.grad(outputs, variable, slopes)
         return values, gradient
 
-    best = Best(search.start, search.labels)
+    best = search.best(search.start)
 
     def accepted(evaluation: int, points: Tensor, values: Tensor) -> bool:
         inputs, labels = read(points)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Literal
 
+import safetensors
+import safetensors.torch
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -16,11 +20,26 @@ from torch import Tensor, nn
 from fedleak.attacks.attack import Attack, Progress, refuse_unusable
 from fedleak.attacks.labels import known_labels, labels_unsupported, recover_labels
 from fedleak.errors import AttackFailed
-from fedleak.gradients import UpdateMap, mean_gradient
-from fedleak.gradients.update_map import Update
+from fedleak.gradients import BatchedMap, Update, UpdateMap, like, mean_gradient
 from fedleak.records import Observation, Reconstruction, TrainingFacts
 
-Distance = Callable[[Update, Mapping[str, Tensor]], Tensor]
+Distance = Callable[[Update, Update], Tensor]
+
+Initialisation = Literal["uniform", "normal", "grey"] | Path
+INITIALISATION = (
+    "pixels at the start: uniform in 0..1, normal around 0.5 with deviation 0.25, grey (0.5 with "
+    "deviation 0.01), or the safetensors file of a finished cell, whose samples the first restart "
+    "takes and the others with noise of deviation 0.1"
+)
+"""Description of the field, whose default differs from attack to attack."""
+
+_GIVEN_DEVIATION = 0.1
+
+_FULL = 32
+"""Candidates that make a batched computation worth most of what it can be."""
+
+_MOST_BYTES = 2**30
+"""Memory that the targets of several observations may take, one copy per candidate."""
 
 
 def total_variation(images: Tensor) -> Tensor:
@@ -30,61 +49,62 @@ def total_variation(images: Tensor) -> Tensor:
     return down + across
 
 
-class Invertible(Protocol):
-    """What a search inverts: the update map, or anything that is called like it."""
-
-    @property
-    def chunk(self) -> int | None:
-        """Candidates evaluated at a time; None for all."""
-
-    def __call__(self, inputs: Tensor, labels: Tensor) -> Update:
-        """See `UpdateMap.__call__`."""
-
-    def value_and_grad(
-        self, objective: Callable[[Update, Tensor], Tensor], inputs: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """See `UpdateMap.value_and_grad`."""
-
-
 @dataclass(frozen=True)
 class Search:
-    """One observation, made ready to be searched.
+    """Observations of one model and one local training, made ready to be searched.
+
+    Candidates are in the order of their observations: ``R`` is the number of restarts
+    times that of observations.
 
     Attributes:
-        mapping: The update map of the client's local training.
-        target: The update to be met, by parameter name.
+        mapping: The update map of the clients' local training, or what stands for it.
+        target: The updates to be met, ``(R, *shape)`` by parameter name, or
+            ``(1, *shape)`` where there is one observation.
         labels: ``(R, b)`` int64, or ``(R, b, K)`` first logits where they are optimised.
         start: ``(R, b, *input)`` first candidates.
+        observations: How many there are.
     """
 
-    mapping: Invertible
-    target: Mapping[str, Tensor]
+    mapping: BatchedMap
+    target: Update
     labels: Tensor
     start: Tensor
+    observations: int = 1
+
+    def aim(self, rows: slice) -> Update:
+        """The targets of some candidates."""
+        if self.observations == 1:
+            return self.target
+        return {name: value[rows] for name, value in self.target.items()}
 
     def evaluate(
-        self, inputs: Tensor, distance: Distance, penalty: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The candidates' objectives ``(R,)`` and their gradients ``(R, b, *input)``."""
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        distance: Distance,
+        penalty: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The candidates' objectives and their gradients.
 
-        def objective(update: Update, at: Tensor) -> Tensor:
-            value = distance(update, self.target)
+        Args:
+            inputs: ``(R, b, *input)``.
+            labels: ``(R, b)`` int64, or ``(R, b, K)`` class probabilities.
+            distance: Of updates from their targets.
+            penalty: Added to it, a function of the inputs.
+
+        Returns:
+            ``(R,)``, ``(R, b, *input)`` and, for class probabilities, ``(R, b, K)``.
+        """
+
+        def objective(update: Update, at: Tensor, rows: slice) -> Tensor:
+            value = distance(update, self.aim(rows))
             return value if penalty is None else value + penalty(at)
 
-        return self.mapping.value_and_grad(objective, inputs, self.labels)
+        return self.mapping.value_and_grads(objective, inputs, labels)
 
-    def evaluate_jointly(
-        self, inputs: Tensor, logits: Tensor, distance: Distance
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Objectives ``(R,)``, and their gradients in the inputs and in labels' logits."""
-        results = []
-        size = self.mapping.chunk or len(inputs)
-        for parts in zip(torch.split(inputs, size), torch.split(logits, size), strict=True):
-            at, scores = (part.detach().requires_grad_() for part in parts)
-            value = distance(self.mapping(at, scores.softmax(-1)), self.target)
-            results.append((value.detach(), *torch.autograd.grad(value.sum(), (at, scores))))
-        values, of_inputs, of_logits = (torch.cat(each) for each in zip(*results, strict=True))
-        return values, of_inputs, of_logits
+    def best(self, inputs: Tensor, labels: Tensor | None = None) -> Best:
+        """The record of the best, at the start of a search from ``inputs``."""
+        return Best(inputs, self.labels if labels is None else labels, self.observations)
 
 
 class Best:
@@ -95,16 +115,17 @@ class Best:
 
     Attributes:
         inputs: ``(R, b, *input)``.
-        labels: ``(R, b)``, or ``(R, b, K)`` logits where they are optimised as well.
+        labels: ``(R, b)``, or ``(R, b, K)`` class probabilities where they are optimised.
         objective: ``(R,)``, infinite for a candidate that never had a finite one.
     """
 
-    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+    def __init__(self, inputs: Tensor, labels: Tensor, observations: int = 1) -> None:
         self.inputs = inputs.clone()
         self.labels = labels
         self.objective = torch.full(
             (len(inputs),), torch.inf, dtype=inputs.dtype, device=inputs.device
         )
+        self._observations = observations
 
     def update(self, inputs: Tensor, objective: Tensor, labels: Tensor | None = None) -> None:
         """Take what is better: ``(R, b, *input)``, its objectives ``(R,)`` and its labels."""
@@ -113,6 +134,12 @@ class Best:
         self.objective = torch.where(better, objective, self.objective)
         if labels is not None:
             self.labels = torch.where(like(better, labels), labels, self.labels)
+
+    def chosen(self) -> tuple[Tensor, Tensor]:
+        """Each observation's least objective, and which candidate has it."""
+        least, restart = self.objective.reshape(self._observations, -1).min(1)
+        size = len(self.objective) // self._observations
+        return least, restart + size * torch.arange(self._observations, device=restart.device)
 
 
 class Watch:
@@ -133,7 +160,7 @@ class Watch:
 
         Args:
             iterations: How many there will be at most.
-            stop_below: Objective of the best candidate that is good enough.
+            stop_below: Objective of each observation's best candidate that is good enough.
             budget: Seconds from now on.
             progress: Told now and then.
         """
@@ -152,8 +179,8 @@ class Watch:
         self._begun = True
         return silent
 
-    def __call__(self, iteration: int, best: Best) -> bool:
-        """Whether to go on after an iteration, counted from 1.
+    def __call__(self, iteration: int, best: Best, finished: bool = False) -> bool:
+        """Whether to go on after an iteration, counted from 1; not if it is ``finished``.
 
         Raises:
             AttackFailed: The time budget was over before the first one ended.
@@ -166,27 +193,87 @@ class Watch:
                 f"which took {spent:.2g} s"
             )
         self._begun = True
-        last = last or iteration == self._iterations
+        last = last or finished or iteration == self._iterations
         if self._progress is None and self._stop_below is None:
             return not last
         if last or iteration % self._every == 0:
-            objective = float(best.objective.min())
+            # Of several observations the one that is least well met.
+            objective = float(best.chosen()[0].max())
             last = last or (self._stop_below is not None and objective <= self._stop_below)
             if self._progress is not None:
                 self._progress(iteration, self._iterations, objective)
         return not last
 
 
-def like(per_candidate: Tensor, inputs: Tensor) -> Tensor:
-    """View ``(R,)`` so that it broadcasts over ``(R, ...)``."""
-    return per_candidate.reshape(-1, *[1] * (inputs.dim() - 1))
+@dataclass(frozen=True)
+class _Ready:
+    """An observation with its own search, not begun."""
+
+    index: int
+    observation: Observation
+    search: Search
+
+    def goes_with(self, other: _Ready) -> bool:
+        """Whether both are about the same update map, with candidates of the same shape."""
+        ours, theirs = self.observation, other.observation
+        return (
+            ours.facts == theirs.facts
+            and self.search.start.shape == other.search.start.shape
+            and self.search.labels.shape == other.search.labels.shape
+            and _equal(ours.parameters, theirs.parameters)
+            and _equal(ours.buffers, theirs.buffers)
+            and {n: v.shape for n, v in self.search.target.items()}
+            == {n: v.shape for n, v in other.search.target.items()}
+        )
+
+
+def _equal(one: Update, other: Update) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _joined(searches: Sequence[Search]) -> Search:
+    """One search for several observations of one update map."""
+    first = searches[0]
+    if len(searches) == 1:
+        return first
+    restarts = len(first.start)
+    return Search(
+        first.mapping,
+        {
+            name: torch.cat([search.target[name] for search in searches]).repeat_interleave(
+                restarts, 0
+            )
+            for name in first.target
+        },
+        torch.cat([search.labels for search in searches]),
+        torch.cat([search.start for search in searches]),
+        observations=len(searches),
+    )
+
+
+def _given(file: Path, shape: tuple[int, ...]) -> Tensor:
+    """Samples to start from.
+
+    Raises:
+        AttackFailed: The file has none, or none of that shape.
+    """
+    try:
+        inputs = safetensors.torch.load_file(file)["inputs"]
+    except (OSError, KeyError, safetensors.SafetensorError) as error:
+        raise AttackFailed(f"{file} has no samples to start from: {error}") from error
+    if tuple(inputs.shape) != shape:
+        raise AttackFailed(
+            f"{file} has samples of shape {tuple(inputs.shape)} to start from; these are {shape}"
+        )
+    return inputs
 
 
 class OptimisationAttack(Attack):
     """Optimises candidate samples until their update resembles the observed one.
 
-    All restarts run together as one batched computation; the one with the best own
-    objective is returned.
+    All restarts run together as one batched computation, those of several clients that
+    trained the same model in the same way included; of each observation's restarts the
+    one with the best own objective is returned.
 
     Confidence: minus the objective of the chosen restart, for each of its samples.
     """
@@ -197,11 +284,7 @@ class OptimisationAttack(Attack):
     iterations: int = Field(
         1000, ge=1, le=1_000_000, description="evaluations of the update map per restart"
     )
-    initialisation: Literal["uniform", "normal", "grey"] = Field(
-        "uniform",
-        description="pixels at the start: uniform in 0..1, normal around 0.5 with deviation "
-        "0.25, or grey (0.5 with deviation 0.01)",
-    )
+    initialisation: Initialisation = Field("uniform", description=INITIALISATION)
     local_steps: Literal["unroll", "one-gradient"] = Field(
         "unroll", description="unroll the client's local steps, or take its update for one gradient"
     )
@@ -234,17 +317,63 @@ class OptimisationAttack(Attack):
         for name in self.layers or ():
             if name not in names:
                 return f"the model has no parameter {name!r}; it has {', '.join(sorted(names))}"
+        if isinstance(self.initialisation, Path) and not self.initialisation.is_file():
+            return (
+                f"initialisation {str(self.initialisation)!r} is neither uniform, normal nor grey, "
+                "nor a file"
+            )
         return None
+
+    @property
+    def appetite(self) -> int:
+        # A time budget is one observation's own.
+        return 1 if self.budget is not None else math.ceil(_FULL / self.restarts)
 
     def reconstruct(
         self, observation: Observation, seed: int, progress: Progress | None = None
     ) -> Reconstruction:
-        refuse_unusable(observation)
-        watch = Watch(self.iterations, self.stop_below, self.budget, progress)
-        best = self._optimise(self._prepare(observation, seed), watch)
-        objective, chosen = best.objective.min(0)
+        (found,) = next(self.reconstruct_each([observation], [seed], progress)).values()
+        if isinstance(found, AttackFailed):
+            raise found
+        return found
+
+    def reconstruct_each(
+        self,
+        observations: Sequence[Observation],
+        seeds: Sequence[int],
+        progress: Progress | None = None,
+    ) -> Iterator[dict[int, Reconstruction | AttackFailed]]:
+        ready = []
+        for index, (observation, seed) in enumerate(zip(observations, seeds, strict=True)):
+            try:
+                refuse_unusable(observation)
+                ready.append(_Ready(index, observation, self._prepare(observation, seed)))
+            except AttackFailed as failure:
+                yield {index: failure}
+        while ready:
+            together = self._fitting([entry for entry in ready if entry.goes_with(ready[0])])
+            watch = Watch(self.iterations, self.stop_below, self.budget, progress)
+            best = self._optimise(_joined([entry.search for entry in together]), watch)
+            yield {
+                entry.index: self._read(best, objective, chosen, entry.observation)
+                for entry, objective, chosen in zip(together, *best.chosen(), strict=True)
+            }
+            ready = [entry for entry in ready if entry not in together]
+
+    def _fitting(self, alike: list[_Ready]) -> list[_Ready]:
+        """As many as are worth a batched computation and have room in it."""
+        if len(alike) == 1 or self.budget is not None:
+            return alike[:1]
+        search = _joined([entry.search for entry in alike])
+        plan = search.mapping.plan(search.start, search.labels)
+        room = _MOST_BYTES / sum(value[0].nbytes for value in search.target.values())
+        return alike[: max(1, int(min(plan.chunk, room) // self.restarts))]
+
+    def _read(
+        self, best: Best, objective: Tensor, chosen: Tensor, observation: Observation
+    ) -> Reconstruction | AttackFailed:
         if not objective.isfinite():
-            raise AttackFailed(f"all {self.restarts} restarts of {self.kind_name()!r} diverged")
+            return AttackFailed(f"all {self.restarts} restarts of {self.kind_name()!r} diverged")
         inputs, labels = best.inputs[chosen].clamp(0, 1), best.labels[chosen]
         given = next(iter(observation.parameters.values())).dtype
         return Reconstruction(
@@ -284,7 +413,7 @@ class OptimisationAttack(Attack):
             layers=self.layers,
             chunk=self.chunk,
         )
-        target = {name: target[name].detach().to(precision) for name in mapping.layers}
+        target = {name: target[name].detach().to(precision)[None] for name in mapping.layers}
         if not any(value.any() for value in target.values()):
             raise AttackFailed("the update is zero: it says nothing about the samples")
         generator = torch.Generator().manual_seed(seed)
@@ -300,7 +429,16 @@ class OptimisationAttack(Attack):
         return torch.float64 if self.precision == "float64" else torch.float32
 
     def _start(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """First candidates ``(R, *shape)``."""
+        """First candidates ``(restarts, *shape)``.
+
+        Raises:
+            AttackFailed: The samples to start from are not of that shape.
+        """
+        if isinstance(self.initialisation, Path):
+            given = _given(self.initialisation, shape)
+            noise = _GIVEN_DEVIATION * torch.randn(self.restarts, *shape, generator=generator)
+            noise[0] = 0  # the first restart takes them as they are
+            return given + noise
         shape = (self.restarts, *shape)
         if self.initialisation == "uniform":
             return torch.rand(shape, generator=generator)

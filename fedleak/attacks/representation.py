@@ -15,8 +15,7 @@ from fedleak.attacks.labels import labels_unsupported
 from fedleak.attacks.optimisation import Search
 from fedleak.attacks.structure import dense_chain, probe, samples_like
 from fedleak.errors import AttackFailed
-from fedleak.gradients import evaluation_copy, mean_gradient
-from fedleak.gradients.update_map import Objective, Update
+from fedleak.gradients import BatchedMap, Plan, Update, evaluation_copy, mean_gradient
 from fedleak.records import Observation, TrainingFacts
 
 _ROUNDS = 20
@@ -82,7 +81,9 @@ class Representation(AdamAttack):
         given = next(iter(observation.parameters.values()))
         start = start.to(given.device, self._dtype)
         mapping = _Features(observation, first, start, self.chunk)
-        return Search(mapping, {first: target.to(start)}, labels.expand(self.restarts, -1), start)
+        return Search(
+            mapping, {first: target.to(start)[None]}, labels.expand(self.restarts, -1), start
+        )
 
 
 def class_representations(
@@ -148,17 +149,13 @@ def class_representations(
     return inferred
 
 
-class _Features:
-    """What a dense layer is given, in the place of an update map.
-
-    Attributes:
-        chunk: Candidates evaluated at a time; None for all.
-    """
+class _Features(BatchedMap):
+    """What a dense layer is given, in the place of an update map."""
 
     def __init__(
         self, observation: Observation, layer: str, like: Tensor, chunk: int | None
     ) -> None:
-        self.chunk = chunk
+        self._chunk = chunk
         self._layer = layer
         self._network = evaluation_copy(observation.model, observation.facts.train_mode, like)
         used = {name for name, _ in self._network.named_buffers()}
@@ -173,17 +170,11 @@ class _Features:
     def _keep(self, _: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         self._given = arguments[0]
 
-    def value_and_grad(
-        self, objective: Objective, inputs: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """As `fedleak.gradients.UpdateMap.value_and_grad`, of the features."""
-        results = []
-        for part in torch.split(inputs, self.chunk or len(inputs)):
-            variable = part.detach().requires_grad_()
-            value = objective(self(variable, labels), variable)
-            results.append((value.detach(), *torch.autograd.grad(value.sum(), variable)))
-        values, gradients = (torch.cat(each) for each in zip(*results, strict=True))
-        return values, gradients
+    def plan(self, inputs: Tensor, labels: Tensor) -> Plan:
+        return Plan("explicit", self._chunk or len(inputs))
+
+    def evaluate(self, plan: Plan, inputs: Tensor, labels: Tensor) -> Update:
+        return self(inputs, labels)
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> Update:
         """Features ``(R, m, features)`` of ``(R, m, *input)``; labels play no part."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,8 +19,8 @@ from fedleak.auditor.observe import observe
 from fedleak.auditor.plans import recorded_plans
 from fedleak.auditor.subject import Subject
 from fedleak.captures import CaptureStore, RunLayout, write_atomic
-from fedleak.errors import AttackFailed, CaptureError, FedLeakError
-from fedleak.records import Reconstruction, partition_of
+from fedleak.errors import AttackFailed, CaptureError
+from fedleak.records import Observation, Reconstruction, partition_of
 from fedleak.seeding import derive, reproducible
 
 Status = Literal["done", "failed", "unsupported"]
@@ -51,11 +51,15 @@ class Cell:
         return {**self.attack.model_dump(mode="json"), **self.assumptions, **granted}
 
     @property
+    def settings(self) -> str:
+        """Short name of attack and parameters, ``gs-1a2b3c``, unique among all settings."""
+        digest = hashlib.sha256(json.dumps(self.parameters).encode()).hexdigest()[:6]
+        return f"{str(self.attack.kind).replace(':', '.')}-{digest}"
+
+    @property
     def name(self) -> str:
-        """Unique among all settings of all attacks: ``round-0001.client-000.gs-1a2b3c``."""
-        settings = hashlib.sha256(json.dumps(self.parameters).encode()).hexdigest()[:6]
-        kind = str(self.attack.kind).replace(":", ".")
-        return f"round-{self.round:04d}.{self.client}.{kind}-{settings}"
+        """Unique in a run: ``round-0001.client-000.gs-1a2b3c``."""
+        return f"round-{self.round:04d}.{self.client}.{self.settings}"
 
 
 @dataclass(frozen=True)
@@ -73,50 +77,99 @@ class Outcome:
     samples: int
 
 
-def run_cell(cell: Cell, store: CaptureStore, subject: Subject, device: torch.device) -> Outcome:
-    """Attack one capture on a device and write the outcome; a finished file is a finished cell.
+def run_cells(
+    cells: Sequence[Cell], store: CaptureStore, subject: Subject, device: torch.device
+) -> Iterator[Outcome]:
+    """Run one attack on several captures, together where that is faster.
 
+    A cell's outcome is written before it is yielded; a finished file is a finished cell.
     An attack that cannot work, diverges or breaks gives an outcome that says so; it
     never stops the other cells.
 
+    Args:
+        cells: All of the same attack.
+        store: Where the captures are and the outcomes go.
+        subject: The model.
+        device: Where to attack.
+
     Raises:
-        CaptureError: The capture itself is damaged, or of another model.
-        ScenarioError: The capture's training facts are too few, or no such facts can be.
+        CaptureError: A capture itself is damaged, or of another model.
+        ScenarioError: A capture's training facts are too few, or no such facts can be.
     """
-    observation = observe(store.load(cell.round, cell.client), subject, device, cell.labels)
-    started = time.perf_counter()
-    status: Status = "done"
-    reason = ""
-    reconstruction: Reconstruction | None = None
-    try:
-        unsupported = cell.attack.unsupported(
+    attack = cells[0].attack
+    waiting: dict[str, tuple[Cell, Observation]] = {}
+    for cell in cells:
+        observation = observe(store.load(cell.round, cell.client), subject, device, cell.labels)
+        unsupported = attack.unsupported(
             subject.model, observation.facts, subject.input_shape, subject.classes
         )
         if unsupported is not None:
-            status, reason = "unsupported", unsupported
+            yield _record(cell, store, "unsupported", unsupported, samples=observation.samples)
         else:
-            seed = _seed(cell, subject)
-            with reproducible(seed), recorded_plans(store.layout):
-                reconstruction = cell.attack.reconstruct(observation, seed)
-            _check(reconstruction, subject)
-    except FedLeakError as error:
-        status, reason, reconstruction = "failed", str(error), None
+            waiting[cell.name] = cell, observation
+    started = time.perf_counter()
+    reason = ""
+    try:
+        for made in _attacked(attack, list(waiting.values()), store, subject):
+            share = (time.perf_counter() - started) / len(made)
+            for cell, result in made:
+                _, observation = waiting.pop(cell.name)
+                yield _finish(cell, observation, result, share, store, subject)
+            started = time.perf_counter()
     except Exception:
-        status, reason, reconstruction = "failed", traceback.format_exc(), None
-    return _record(
-        cell,
-        store,
-        status,
-        reason,
-        seconds=time.perf_counter() - started,
-        samples=observation.samples,
-        reconstruction=reconstruction,
-    )
+        reason = traceback.format_exc()
+    spent = time.perf_counter() - started
+    left = list(waiting.values())
+    for cell, observation in left:
+        if len(left) > 1:  # who is at fault is found one by one
+            yield from run_cells([cell], store, subject, device)
+        else:
+            yield _record(cell, store, "failed", reason, spent, observation.samples)
+
+
+def _attacked(
+    attack: Attack,
+    todo: Sequence[tuple[Cell, Observation]],
+    store: CaptureStore,
+    subject: Subject,
+) -> Iterator[list[tuple[Cell, Reconstruction | AttackFailed]]]:
+    """What the attack makes of each, those that were attacked together in one list."""
+    if not todo:
+        return
+    seeds = [_seed(cell, subject) for cell, _ in todo]
+    observations = [observation for _, observation in todo]
+    together = attack.reconstruct_each(observations, seeds)
+    while True:
+        # Not around the yield: what the caller does has nothing to do with the attack.
+        with reproducible(seeds[0]), recorded_plans(store.layout):
+            made = next(together, None)
+        if made is None:
+            return
+        yield [(todo[index][0], result) for index, result in made.items()]
+
+
+def _finish(
+    cell: Cell,
+    observation: Observation,
+    result: Reconstruction | AttackFailed,
+    seconds: float,
+    store: CaptureStore,
+    subject: Subject,
+) -> Outcome:
+    samples = observation.samples
+    if not isinstance(result, AttackFailed):
+        try:
+            _check(result, subject)
+        except AttackFailed as failure:
+            result = failure
+        else:
+            return _record(cell, store, "done", "", seconds, samples, result)
+    return _record(cell, store, "failed", str(result), seconds, samples)
 
 
 def record_failure(cell: Cell, store: CaptureStore, reason: str) -> Outcome:
     """Write that a cell came to nothing for a reason outside the attack."""
-    return _record(cell, store, "failed", reason, seconds=0.0, samples=0, reconstruction=None)
+    return _record(cell, store, "failed", reason)
 
 
 def _record(
@@ -124,10 +177,9 @@ def _record(
     store: CaptureStore,
     status: Status,
     reason: str,
-    *,
-    seconds: float,
-    samples: int,
-    reconstruction: Reconstruction | None,
+    seconds: float = 0.0,
+    samples: int = 0,
+    reconstruction: Reconstruction | None = None,
 ) -> Outcome:
     outcome = Outcome(
         cell=cell.name,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fedleak.auditor.cells import Cell, Outcome, record_failure, run_cell
+from fedleak.auditor.cells import Cell, Outcome, record_failure, run_cells
 from fedleak.auditor.subject import Subject
 from fedleak.captures import CaptureStore
 from fedleak.errors import ResourceError
@@ -42,8 +44,27 @@ def execute(
     blind = replace(subject, truth=_unknown)
     if settings.executor == "inline":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return (run_cell(cell, store, blind, device) for cell in cells)
+        return (
+            outcome
+            for group in _groups(cells, workers=1)
+            for outcome in run_cells(group, store, blind, device)
+        )
     return _on_ray(cells, store, blind, settings)
+
+
+def _groups(cells: Sequence[Cell], workers: int) -> Iterator[list[Cell]]:
+    """Cells that are worth running together, divided fairly: those of one attack and round.
+
+    What was sent is the same for all of a round's clients, unless a central party gave
+    some of them another model; the attack itself looks which of them go together.
+    """
+    alike: dict[tuple[int, str], list[Cell]] = {}
+    for cell in cells:
+        alike.setdefault((cell.round, cell.settings), []).append(cell)
+    for group in alike.values():
+        size = min(group[0].attack.appetite, math.ceil(len(group) / workers))
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
 
 
 def _unknown(round: int, client: str) -> Truth | None:
@@ -58,15 +79,16 @@ class _Worker:
         self._subject = subject
         self._device = device
 
-    def run(self, cell: Cell) -> Outcome:
-        return run_cell(cell, self._store, self._subject, self._device)
+    def run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
+        return run_cells(cells, self._store, self._subject, self._device)
 
 
 def _on_ray(
     cells: Sequence[Cell], store: CaptureStore, subject: Subject, settings: Audit
 ) -> Iterator[Outcome]:
-    """Each actor has one cell at a time. One that dies is replaced, and its cell tried
-    once more; then the cell is recorded as failed and the rest go on."""
+    """Each actor has one group of cells at a time. One that dies is replaced, and the cells
+    that it left are tried once more, each by itself; then those whose worker dies again
+    are recorded as failed and the rest go on."""
     if not cells:
         return
     with _session(settings) as ray:
@@ -80,31 +102,41 @@ def _on_ray(
         def start() -> Any:
             return actor_class.remote(store, shared, device)
 
-        waiting = list(reversed(cells))
+        workers = min(len(cells), _pool_size(ray, settings, gpus))
+        waiting = deque(_groups(cells, workers))
         tries = dict.fromkeys((cell.name for cell in cells), 0)
-        running: dict[Any, tuple[Any, Cell]] = {}
-        idle = [start() for _ in range(min(len(cells), _pool_size(ray, settings, gpus)))]
+        # By what streams an actor's outcomes: the actor, and the cells it has not finished.
+        running: dict[Any, tuple[Any, dict[str, Cell]]] = {}
+        idle = [start() for _ in range(min(len(waiting), workers))]
         while waiting or running:
             while waiting and idle:
-                actor, cell = idle.pop(), waiting.pop()
-                tries[cell.name] += 1
-                running[actor.run.remote(cell)] = (actor, cell)
-            (finished, *_), _ = ray.wait(list(running), num_returns=1)
-            actor, cell = running.pop(finished)
+                actor, group = idle.pop(), waiting.popleft()
+                for cell in group:
+                    tries[cell.name] += 1
+                stream = actor.run.options(num_returns="streaming").remote(group)
+                running[stream] = actor, {cell.name: cell for cell in group}
+            (stream, *_), _ = ray.wait(list(running), num_returns=1)
+            actor, unfinished = running[stream]
             try:
-                outcome = ray.get(finished)
+                outcome = ray.get(next(stream))
+            except StopIteration:
+                del running[stream]
+                idle.append(actor)
             except ray.exceptions.RayActorError as death:
+                del running[stream]
                 idle.append(start())
-                if tries[cell.name] < _TRIES:
-                    waiting.append(cell)
-                    continue
-                reason = f"its worker died {_TRIES} times: {str(death).splitlines()[0]}"
-                outcome = record_failure(cell, store, reason)
+                for cell in unfinished.values():
+                    if tries[cell.name] < _TRIES:
+                        waiting.append([cell])
+                    else:
+                        said = str(death).splitlines()[0]
+                        reason = f"its worker died {_TRIES} times: {said}"
+                        yield record_failure(cell, store, reason)
             except ray.exceptions.RayTaskError as error:
                 raise error.as_instanceof_cause() from None
             else:
-                idle.append(actor)
-            yield outcome
+                del unfinished[outcome.cell]
+                yield outcome
 
 
 @contextmanager

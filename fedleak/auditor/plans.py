@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fedleak.captures import RunLayout, write_atomic
-from fedleak.gradients.batching import PLANS, Plan
+from fedleak.gradients import Plan
+from fedleak.gradients.batching import PLANS
 
 
 @contextmanager

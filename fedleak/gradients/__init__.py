@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from fedleak.gradients.factored import cosine_distance, squared_distance
+from fedleak.gradients.derivatives import BatchedMap, Linearisation, Objective, Update
+from fedleak.gradients.factored import cosine_distance, like, squared_distance
 from fedleak.gradients.local_training import batches, gradient_weight, mean_gradient
 from fedleak.gradients.network import evaluation_copy
+from fedleak.gradients.plan import Batching, Plan
 from fedleak.gradients.update_map import UpdateMap
 
 __all__ = [
+    "BatchedMap",
+    "Batching",
+    "Linearisation",
+    "Objective",
+    "Plan",
+    "Update",
     "UpdateMap",
     "batches",
     "cosine_distance",
     "evaluation_copy",
     "gradient_weight",
+    "like",
     "mean_gradient",
     "squared_distance",
 ]

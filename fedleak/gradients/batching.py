@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +14,11 @@ from torch.func import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fedleak.gradients.derivatives import Update
 from fedleak.gradients.factored import cosine_distance
+from fedleak.gradients.plan import Batching, Plan
 
-Batching = Literal["explicit", "vmap", "loop"]
-Evaluate = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
+Evaluate = Callable[[Tensor, Tensor], Update]
 """Updates of ``(R, b, *input)`` candidates and their labels."""
 
 _MARGIN = 1.25
@@ -31,20 +31,6 @@ _SHARE = 0.5
 """Part of the available memory that candidates may take."""
 _SAME = 1e-2
 """Relative difference up to which two ways agree; TF32 convolutions differ by 1e-3."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to evaluate candidates of one shape.
-
-    Attributes:
-        batching: ``explicit``: one pass for all, see `fedleak.gradients.explicit`;
-            ``vmap``: `torch.func.vmap`; ``loop``: one by one.
-        chunk: Candidates at a time, >= 1.
-    """
-
-    batching: Batching
-    chunk: int
 
 
 PLANS: dict[str, Plan] = {}
@@ -73,12 +59,13 @@ def choose(
         labels: ``(R, b)`` or ``(R, b, K)``.
     """
     probe = _probe(inputs)
+    target = {name: value[None] for name, value in parameters.items()}
 
     def work(name: Batching, count: int) -> float:
         """Seconds per candidate of value and gradient, as attacks want them."""
 
         def objective(values: Tensor) -> Tensor:
-            return cosine_distance(ways[name](values, labels[:count]), parameters).sum()
+            return cosine_distance(ways[name](values, labels[:count]), target).sum()
 
         started = time.perf_counter()
         grad(objective)(probe[:count])

@@ -47,9 +47,13 @@ class OuterProducts:
         return functools.reduce(torch.mul, grams).sum((1, 2))
 
     def products(self, target: Tensor) -> Tensor:
-        """Inner products with one of that shape: ``(R,)`` float64."""
+        """Inner products with ``(R, *shape)``, or ``(1, *shape)`` for all: ``(R,)`` float64."""
         # In double precision: what is left of a distance is a difference of these.
-        ahead = functional.linear(self.right.double(), target.flatten(1).double())
+        wide = target.double().flatten(2)
+        if len(target) == 1:
+            ahead = functional.linear(self.right.double(), wide[0])
+        else:
+            ahead = self.right.double() @ wide.transpose(1, 2)
         return (ahead * self.left.double()).sum((1, 2))
 
 
@@ -82,14 +86,18 @@ class FactoredUpdate(Mapping[str, Tensor]):
 
 
 def cosine_distance(update: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
-    """One minus the cosine between updates ``(R, *shape)`` and one target: ``(R,)`` in [0, 2].
+    """One minus the cosine between updates and their targets: ``(R,)`` in [0, 2].
 
     Computed as half the squared distance of the two directions, which is the same and
     keeps its digits where the cosine is close to 1.
+
+    Args:
+        update: ``(R, *shape)`` by name.
+        target: ``(R, *shape)`` by name, or ``(1, *shape)`` where all have the same.
     """
     squares = _sum(_squared_norms(update, name) for name in target)
     inverse = (squares + torch.finfo(squares.dtype).tiny).rsqrt()
-    return _squared_distances(update, target, inverse, 1 / _norm(target)) / 2
+    return _squared_distances(update, target, inverse, 1 / _norms(target)) / 2
 
 
 def squared_distance(update: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
@@ -97,9 +105,13 @@ def squared_distance(update: Mapping[str, Tensor], target: Mapping[str, Tensor])
 
     Gradients of an untrained network are small, and so is a plain squared distance: its
     values would lie below every tolerance. Relative to the target it has no unit.
+
+    Args:
+        update: ``(R, *shape)`` by name.
+        target: ``(R, *shape)`` by name, or ``(1, *shape)`` where all have the same.
     """
-    scale = 1 / _norm(target)
-    return _squared_distances(update, target, scale.expand(1), scale)
+    scale = 1 / _norms(target)
+    return _squared_distances(update, target, scale, scale)
 
 
 def _squared_norms(update: Mapping[str, Tensor], name: str) -> Tensor:
@@ -112,24 +124,29 @@ def _squared_norms(update: Mapping[str, Tensor], name: str) -> Tensor:
 def _squared_distances(
     update: Mapping[str, Tensor], target: Mapping[str, Tensor], scale: Tensor, unit: Tensor
 ) -> Tensor:
-    """``||scale * update - unit * target||²`` with ``scale`` of shape ``(R,)`` or ``(1,)``."""
+    """``||scale * update - unit * target||²``; scale and unit are ``(R,)`` or ``(1,)``."""
 
     def of(name: str, aim: Tensor) -> Tensor:
         factors = update.products(name) if isinstance(update, FactoredUpdate) else None
         if factors is not None:
-            wide = unit.double() * aim.double()
+            wide = like(unit, aim).double() * aim.double()
             return (
                 scale.double().square() * factors.squared_norms
                 - 2 * scale * factors.products(wide)
-                + wide.square().sum()
+                + wide.flatten(1).square().sum(1)
             )
         value = update[name].flatten(1)
         # As few passes over the gradients as can be: of a large network, they take most time.
-        apart = torch.addcmul((-unit * aim).flatten(), value, scale.to(value)[:, None])
+        apart = torch.addcmul(-unit[:, None] * aim.flatten(1), value, scale.to(value)[:, None])
         return _squares(apart)
 
-    like = next(iter(target.values()))
-    return _sum(of(name, aim) for name, aim in target.items()).to(like.dtype)
+    first = next(iter(target.values()))
+    return _sum(of(name, aim) for name, aim in target.items()).to(first.dtype)
+
+
+def like(per_candidate: Tensor, values: Tensor) -> Tensor:
+    """View ``(R,)`` so that it broadcasts over ``(R, ...)``."""
+    return per_candidate.reshape(-1, *[1] * (values.dim() - 1))
 
 
 def _squares(rows: Tensor) -> Tensor:
@@ -137,8 +154,9 @@ def _squares(rows: Tensor) -> Tensor:
     return lengths.square()
 
 
-def _norm(target: Mapping[str, Tensor]) -> Tensor:
-    return _sum(value.square().sum() for value in target.values()).sqrt()
+def _norms(target: Mapping[str, Tensor]) -> Tensor:
+    """``(T,)``."""
+    return _sum(value.flatten(1).square().sum(1) for value in target.values()).sqrt()
 
 
 def _sum(terms: Iterable[Tensor]) -> Tensor:

@@ -13,19 +13,17 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from fedleak.errors import nearest
-from fedleak.gradients.batching import PLANS, Batching, Evaluate, Plan, choose
+from fedleak.gradients.batching import PLANS, Evaluate, choose
+from fedleak.gradients.derivatives import BatchedMap, Update
 from fedleak.gradients.explicit import ExplicitGradients
 from fedleak.gradients.local_training import batches
 from fedleak.gradients.network import evaluation_copy
 from fedleak.gradients.normalisation import ElementaryNormalisation
+from fedleak.gradients.plan import Batching, Plan
 from fedleak.records import TrainingFacts
 
-Update = Mapping[str, Tensor]
-"""``(R, *parameter shape)`` by parameter name."""
-Objective = Callable[[Update, Tensor], Tensor]
 
-
-class UpdateMap:
+class UpdateMap(BatchedMap):
     """The update a client would release after training on given samples.
 
     ``u(x, y) = (sent - received) / lr``: with one local step it is the gradient of the
@@ -165,33 +163,8 @@ class UpdateMap:
         (product,) = pull({name: cotangents[name] for name in self.layers})
         return value, product
 
-    def value_and_grad(
-        self, objective: Objective, inputs: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Evaluate an objective of the update and its gradient in the inputs.
-
-        Args:
-            objective: Takes the updates of ``r`` candidates and their inputs, returns
-                ``(r,)``, one value for each candidate that depends on it alone. It may
-                get a `fedleak.gradients.factored.FactoredUpdate`, whose dense layers
-                cost little until they are looked at.
-            inputs: ``(R, b, *input)``.
-            labels: ``(R, b)`` or ``(R, b, K)``.
-
-        Returns:
-            Values ``(R,)`` and gradients ``(R, b, *input)``, both detached. Only
-            one chunk's graphs are held at a time.
-        """
-        plan = self.plan(inputs, labels)
-        way, size = self._ways[plan.batching], plan.chunk
-        values, gradients = [], []
-        for part, targets in zip(torch.split(inputs, size), torch.split(labels, size), strict=True):
-            variable = part.detach().requires_grad_()
-            value = objective(way(variable, targets), variable)
-            (gradient,) = torch.autograd.grad(value.sum(), variable)
-            values.append(value.detach())
-            gradients.append(gradient)
-        return torch.cat(values), torch.cat(gradients)
+    def evaluate(self, plan: Plan, inputs: Tensor, labels: Tensor) -> Update:
+        return self._ways[plan.batching](inputs, labels)
 
     def _evaluate(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         plan = self._plans.get(_key(inputs, labels))

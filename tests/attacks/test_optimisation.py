@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,7 +18,7 @@ from fedleak.attacks.optimisation import (
 )
 from fedleak.errors import AttackFailed
 from fedleak.gradients import cosine_distance, squared_distance
-from fedleak.records import Observation, TrainingFacts
+from fedleak.records import Observation, Reconstruction, TrainingFacts
 
 Observe = Callable[..., Observation]
 Psnr = Callable[[Tensor, Tensor], Tensor]
@@ -30,21 +33,21 @@ def named(attacks: list[Attack]) -> list[str]:
     return [attack.kind for attack in attacks]
 
 
-def test_distances_are_those_of_the_whole_vectors() -> None:
-    target = {"a": torch.randn(3, 4).double(), "b": torch.randn(5).double()}
+@pytest.mark.parametrize("targets", [1, 2])
+def test_distances_are_those_of_the_whole_vectors(targets: int) -> None:
+    target = {"a": torch.randn(targets, 3, 4).double(), "b": torch.randn(targets, 5).double()}
     update = {"a": torch.randn(2, 3, 4).double(), "b": torch.randn(2, 5).double()}
-    one = torch.cat([update["a"].flatten(1), update["b"]], 1)
-    other = torch.cat([target["a"].flatten(), target["b"]])
+    one, other = (torch.cat([u["a"].flatten(1), u["b"]], 1) for u in (update, target))
     torch.testing.assert_close(
-        cosine_distance(update, target), 1 - functional.cosine_similarity(one, other[None])
+        cosine_distance(update, target), 1 - functional.cosine_similarity(one, other)
     )
     torch.testing.assert_close(
-        squared_distance(update, target), (one - other).square().sum(1) / other.square().sum()
+        squared_distance(update, target), (one - other).square().sum(1) / other.square().sum(1)
     )
 
 
 def test_the_cosine_distance_keeps_its_digits_in_float32() -> None:
-    target = {"a": torch.tensor([1.0, 0.0])}
+    target = {"a": torch.tensor([[1.0, 0.0]])}
     update = {"a": torch.tensor([[3.0, 3e-5]])}
     assert cosine_distance(update, target).item() == pytest.approx(0.5e-10, rel=1e-3)
 
@@ -307,3 +310,66 @@ def test_a_warm_start_only_moves_the_start(
     found = attack.reconstruct(observation, 1, lambda now, *_: calls.append(now))
     assert calls[-1] == 15
     assert psnr(found.inputs, images[:1]).item() > 45
+
+
+@pytest.mark.parametrize("attack", SEARCHES, ids=named(SEARCHES))
+def test_observations_attacked_together_are_as_if_alone(
+    attack: Attack, observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    """Some of one model, one of another, one of another size, one unusable."""
+    images, labels = digits
+    attack = attack.model_copy(update={"precision": "float64"})
+    other = copy.deepcopy(sigmoid_net)
+    nn.init.normal_(other[0].weight)
+    observations = [
+        observe(sigmoid_net, images[0:1], labels[0:1]),
+        observe(other, images[1:2], labels[1:2]),
+        observe(sigmoid_net, images[2:3], labels[2:3]),
+        observe(sigmoid_net, images[3:5], labels[3:5]),
+        observe(sigmoid_net, images[5:6], labels[5:6]),
+    ]
+    zero = {name: torch.zeros_like(value) for name, value in observations[4].update.items()}
+    observations[4] = replace(observations[4], update=zero)
+    seeds = [3, 1, 4, 1, 5]
+    portions = list(attack.reconstruct_each(observations, seeds))
+    assert {frozenset(portion) for portion in portions} == {
+        frozenset(indices) for indices in ({0, 2}, {1}, {3}, {4})
+    }
+    found = {index: made for portion in portions for index, made in portion.items()}
+    assert isinstance(found[4], AttackFailed)
+    for index in range(4):
+        alone = attack.reconstruct(observations[index], seeds[index])
+        together = found[index]
+        assert isinstance(together, Reconstruction)
+        torch.testing.assert_close(together.inputs, alone.inputs, rtol=0, atol=1e-6)
+        torch.testing.assert_close(together.confidence, alone.confidence, rtol=1e-6, atol=1e-12)
+
+
+def test_a_chunk_bounds_how_many_observations_go_together(
+    observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observations = [observe(sigmoid_net, images[i : i + 1], labels[i : i + 1]) for i in range(3)]
+    portions = GS(restarts=2, iterations=2, chunk=4).reconstruct_each(observations, [0, 0, 0])
+    assert [len(portion) for portion in portions] == [2, 1]
+    alone = GS(restarts=2, iterations=2, budget=60).reconstruct_each(observations, [0, 0, 0])
+    assert [len(portion) for portion in alone] == [1, 1, 1]
+
+
+def test_samples_to_start_from_can_be_given(
+    observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module, tmp_path: Path
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net, images[:1], labels[:1])
+    file = tmp_path / "cell.safetensors"
+    safetensors.torch.save_file({"inputs": images[:1].clone()}, file)
+    attack = GS(restarts=50, initialisation=file)
+    start = attack._prepare(observation, seed=0).start
+    assert torch.equal(start[0], images[:1])
+    assert (start[1:] - images[:1]).std().item() == pytest.approx(0.1, rel=0.05)
+    told = (sigmoid_net, observation.facts, (1, 8, 8), 10)
+    assert attack.unsupported(*told) is None
+    wrong = GS(initialisation=tmp_path / "unifrom")
+    assert "unifrom' is neither uniform" in (wrong.unsupported(*told) or "")
+    with pytest.raises(AttackFailed, match=r"samples of shape \(1, 1, 8, 8\).*\(2, 1, 8, 8\)"):
+        attack.reconstruct(observe(sigmoid_net, images[:2], labels[:2]), seed=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import torch
 from fedleak.attacks import Attack
 from fedleak.auditor import Progress, audit, cells
 from fedleak.auditor.ledger import SCHEMA
-from fedleak.captures import RunLayout
+from fedleak.auditor.observe import observe
+from fedleak.auditor.subject import subject_of_scenario
+from fedleak.captures import CaptureStore, RunLayout
 from fedleak.errors import AttackFailed, CaptureError, ResourceError, ScenarioError
 from fedleak.records import Observation, Reconstruction
-from fedleak.scenario import Prepared
+from fedleak.scenario import Prepared, Scenario
 
 Scripted = Any
 CAPTURES = [(round, client) for round in (1, 2) for client in ("client-000", "client-001")]
@@ -144,6 +146,31 @@ def test_a_failed_attack_is_recorded_and_the_others_go_on(
     assert not (RunLayout(directory).cells / f"{failed}.safetensors").exists()
     audit(directory, attacks=[scripted()])
     assert len(scripted.calls) == 4, "a failed cell is a finished one"
+
+
+def test_a_cell_that_breaks_those_attacked_with_it_is_found(
+    directory: Path, scenario: Scenario, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both cells of a round go together; whenever the first is among them, it breaks all."""
+    first = observe(
+        CaptureStore(directory).load(1, "client-000"), subject_of_scenario(scenario)
+    ).update
+    sizes = []
+
+    def each(self: Scripted, observations: list[Observation], seeds: list[int]) -> Iterator[object]:
+        sizes.append(len(observations))
+        for observation in observations:
+            if all(torch.equal(observation.update[name], first[name]) for name in first):
+                raise RuntimeError("out of memory")
+        yield {index: self.script(observation) for index, observation in enumerate(observations)}
+
+    monkeypatch.setattr(scripted, "appetite", 2)
+    monkeypatch.setattr(scripted, "reconstruct_each", each)
+    audit(directory, attacks=[scripted()])
+    assert sizes == [2, 1, 1, 2]
+    recorded = outcomes(directory)
+    assert [o["status"] for o in recorded] == ["failed", "done", "done", "done"]
+    assert "out of memory" in recorded[0]["reason"]
 
 
 def test_an_unsupported_attack_is_recorded_and_not_run(

@@ -34,6 +34,10 @@ class Deadly(Attack):
     deaths: int
     tally: str
 
+    @property
+    def appetite(self) -> int:
+        return 3
+
     def unsupported(self, model, facts, input_shape, classes):
         return None
 

@@ -99,7 +99,7 @@ def inputs() -> Tensor:
     return torch.rand(3, 2, *SHAPE, dtype=torch.float64)
 
 
-def objective(update: dict[str, Tensor], at: Tensor) -> Tensor:
+def objective(update: dict[str, Tensor], at: Tensor, _: slice) -> Tensor:
     return sum(value.flatten(1).square().sum(1) for value in update.values()) + at.flatten(1).sum(1)
 
 
@@ -229,22 +229,26 @@ def test_weight_decay_and_soft_labels_in_the_explicit_way(inputs: Tensor) -> Non
     assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("targets", [1, 3])
 @pytest.mark.parametrize("distance", [cosine_distance, squared_distance])
-def test_distances_from_factors(distance: Callable[..., Tensor]) -> None:
+def test_distances_from_factors(distance: Callable[..., Tensor], targets: int) -> None:
     """Values and gradients against the definition on the whole matrices."""
     torch.manual_seed(0)
     left, right = (torch.rand(3, 2, n, dtype=torch.float64, requires_grad=True) for n in (5, 7))
     bias = torch.rand(3, 5, dtype=torch.float64, requires_grad=True)
-    target = {"weight": torch.rand(5, 7).double(), "bias": torch.rand(5).double()}
-    factors = OuterProducts(left, right, target["weight"].shape)
+    target = {
+        "weight": torch.rand(targets, 5, 7).double(),
+        "bias": torch.rand(targets, 5).double(),
+    }
+    factors = OuterProducts(left, right, target["weight"][0].shape)
     assert factors.pays()
     update = FactoredUpdate({"weight": [factors], "bias": [bias]})
     whole = torch.cat([torch.einsum("rni,rnj->rij", left, right).flatten(1), bias], 1)
-    aim = torch.cat([value.flatten() for value in target.values()])
+    aim = torch.cat([value.flatten(1) for value in target.values()], 1)
     expected = (
-        1 - functional.cosine_similarity(whole, aim[None])
+        1 - functional.cosine_similarity(whole, aim)
         if distance is cosine_distance
-        else (whole - aim).square().sum(1) / aim.square().sum()
+        else (whole - aim).square().sum(1) / aim.square().sum(1)
     )
     actual = distance(update, target)
     assert_same((actual,), (expected.detach(),))
@@ -259,14 +263,14 @@ def test_a_small_distance_keeps_its_digits() -> None:
     torch.manual_seed(0)
     model = dense()
     x = torch.rand(1, 2, *SHAPE)
-    target = {name: value[0] for name, value in update_map(model)(x, LABELS[:1]).items()}
+    target = dict(update_map(model)(x, LABELS[:1]))
     near = x + 3e-4 * torch.randn_like(x)
 
     def distance(network: nn.Module, at: Tensor, way: batching.Batching) -> float:
         aim = {name: value.to(at.dtype) for name, value in target.items()}
         mapping = update_map(network, batching=way)
         return float(
-            mapping.value_and_grad(lambda u, _: cosine_distance(u, aim), at, LABELS[:1])[0]
+            mapping.value_and_grad(lambda u, *_: cosine_distance(u, aim), at, LABELS[:1])[0]
         )
 
     exact = distance(copy.deepcopy(model).double(), near.double(), "loop")

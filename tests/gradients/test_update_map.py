@@ -272,7 +272,7 @@ def test_value_and_grad_is_the_same_in_chunks(inputs: Tensor) -> None:
     torch.manual_seed(0)
     model = NETWORKS["dense"]().double()
 
-    def objective(update: dict[str, Tensor], x: Tensor) -> Tensor:
+    def objective(update: dict[str, Tensor], x: Tensor, _: slice) -> Tensor:
         return flat(update).square().sum(1) + x.flatten(1).square().sum(1)
 
     whole = update_map(model, facts()).value_and_grad(objective, inputs, LABELS)
@@ -371,3 +371,49 @@ def test_a_frozen_parameter_has_no_update(inputs: Tensor) -> None:
     assert relative(flat(update)[0], kept) < EXACT
     with pytest.raises(ValueError, match="frozen"):
         update_map(model, told, layers=["1.bias"])
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("batching", ["explicit", "vmap", "loop"])
+def test_a_linearisation_has_the_products_of_jvp_and_vjp(
+    inputs: Tensor, batching: str, steps: int
+) -> None:
+    if batching == "explicit" and steps > 1:
+        pytest.skip("explicit gradients are of one step")
+    torch.manual_seed(0)
+    told = facts(steps=steps, momentum=0.5)
+    model = NETWORKS["conv"]().double()
+    model(inputs[0])  # its last layer is as large as it has to be
+    mapping = update_map(model, told, batching=batching)
+    tangents = torch.randn_like(inputs)
+    update, along = mapping.jvp(inputs, LABELS, tangents)
+    cotangents = {name: torch.randn_like(value) for name, value in update.items()}
+    line = mapping.linearise(inputs, LABELS)
+    for _ in range(2):  # as often as one likes
+        assert relative(flat(line.jvp(tangents)), flat(along)) < EXACT
+        assert relative(line.vjp(cotangents), mapping.vjp(inputs, LABELS, cotangents)[1]) < EXACT
+    assert relative(flat(line.update), flat(update)) < EXACT
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_gradients_in_class_probabilities(inputs: Tensor, chunk: int | None) -> None:
+    """Against autograd through a plain training step of each candidate by itself."""
+    torch.manual_seed(0)
+    model = NETWORKS["dense"]().double()
+    soft = torch.rand(*LABELS.shape, CLASSES, dtype=torch.float64).softmax(-1)
+
+    def objective(update: dict[str, Tensor], x: Tensor, rows: slice) -> Tensor:
+        return flat(update).square().sum(1) * torch.arange(len(inputs))[rows]
+
+    _, of_inputs, of_labels = update_map(model, facts(), chunk=chunk).value_and_grads(
+        objective, inputs, soft
+    )
+    for weight, (x, y) in enumerate(zip(inputs, soft, strict=True)):
+        x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+        loss = functional.cross_entropy(model(x), y)
+        gradient = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+        value = weight * sum(part.square().sum() for part in gradient)
+        expected = torch.autograd.grad(value, (x, y))
+        assert of_labels is not None
+        torch.testing.assert_close(of_inputs[weight], expected[0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(of_labels[weight], expected[1], rtol=1e-9, atol=1e-12)

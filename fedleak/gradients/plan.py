@@ -1,0 +1,22 @@
+"""A plan: how candidates of one shape are evaluated together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Batching = Literal["explicit", "vmap", "loop"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to evaluate candidates of one shape.
+
+    Attributes:
+        batching: ``explicit``: one pass for all, see `fedleak.gradients.explicit`;
+            ``vmap``: `torch.func.vmap`; ``loop``: one by one.
+        chunk: Candidates at a time, >= 1.
+    """
+
+    batching: Batching
+    chunk: int
