@@ -75,9 +75,9 @@ def choose(
 
     def fastest_of(name: Batching, rival: float) -> tuple[Plan, float]:
         """With how many at a time it is fastest, and the seconds per candidate."""
-        fitting = _fitting(functools.partial(work, name, 1), inputs.device)
+        most = fitting(functools.partial(work, name, 1), inputs.device)
         plan, taken = Plan(name, 1), float("inf")
-        for count in _counts(min(len(inputs), fitting)):
+        for count in _counts(min(len(inputs), most)):
             work(name, count)
             each = min(work(name, count), work(name, count))
             if each > taken * _MARGIN:
@@ -135,8 +135,8 @@ def _agree(
     return off <= _SAME**2 * sum(float(value.detach().square().sum()) for value in theirs.values())
 
 
-def _fitting(work: Callable[[], object], device: torch.device) -> int:
-    """How many candidates fit into the available memory, by what one of them takes."""
+def fitting(work: Callable[[], object], device: torch.device) -> int:
+    """How many times over some work on a device fits into the memory that is available."""
     available: float
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Batching = Literal["explicit", "vmap", "loop"]
+Batching = Literal["explicit", "vmap", "loop", "checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class Plan:
 
     Attributes:
         batching: ``explicit``: one pass for all, see `fedleak.gradients.explicit`;
-            ``vmap``: `torch.func.vmap`; ``loop``: one by one.
+            ``vmap``: `torch.func.vmap`; ``loop``: one by one; ``checkpoint``: one by one,
+            each local step computed again when it is differentiated.
         chunk: Candidates at a time, >= 1.
     """
 

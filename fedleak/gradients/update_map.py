@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -13,7 +14,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from fedleak.errors import nearest
-from fedleak.gradients.batching import PLANS, Evaluate, choose
+from fedleak.gradients.batching import PLANS, Evaluate, choose, fitting
+from fedleak.gradients.checkpointing import recomputed
 from fedleak.gradients.derivatives import BatchedMap, Update
 from fedleak.gradients.explicit import ExplicitGradients
 from fedleak.gradients.local_training import batches
@@ -21,6 +23,8 @@ from fedleak.gradients.network import evaluation_copy
 from fedleak.gradients.normalisation import ElementaryNormalisation
 from fedleak.gradients.plan import Batching, Plan
 from fedleak.records import TrainingFacts
+
+_Gradient = Callable[[Sequence[str], Update, Tensor, Tensor], Update]
 
 
 class UpdateMap(BatchedMap):
@@ -68,7 +72,8 @@ class UpdateMap(BatchedMap):
 
         Raises:
             ValueError: A name in ``layers`` is not a parameter that is trained, or
-                ``batching`` is explicit and the client took several steps.
+                ``batching`` is explicit and the client took several steps, or it is
+                checkpoint and the client took one.
         """
         self.facts = facts
         self.chunk = chunk
@@ -86,15 +91,18 @@ class UpdateMap(BatchedMap):
         self._buffers = {name: value for name, value in buffers.items() if name in used}
         self._batches = batches(facts)
         self._ways: dict[Batching, Evaluate] = {
-            "vmap": vmap(self._update_of_one),
-            "loop": self._one_by_one,
+            "vmap": vmap(partial(self._update_of_one, self._gradient)),
+            "loop": partial(self._one_by_one, self._gradient),
         }
         if facts.steps == 1:
             wanted = {name: self._parameters[name] for name in self.layers}
             self._gradients = ExplicitGradients(self._logits, wanted)
             self._ways["explicit"] = self._explicit
+        else:
+            self._ways["checkpoint"] = partial(self._one_by_one, self._gradient_again)
         if batching is not None and batching not in self._ways:
-            raise ValueError(f"{batching!r} batching is for one local step, not {facts.steps}")
+            steps = "several local steps" if facts.steps == 1 else "one local step"
+            raise ValueError(f"{batching!r} batching is for {steps}, not {facts.steps}")
         self.batching = batching
         self._transformable = True
         self._plans: dict[tuple[object, ...], Plan] = {}
@@ -126,8 +134,23 @@ class UpdateMap(BatchedMap):
         )
         key = hashlib.sha256(case.encode()).hexdigest()[:16]
         if key not in PLANS:
-            PLANS[key] = choose(self._ways, target, inputs, labels)
+            if self.facts.steps > 1 and not self._graph_fits(inputs, labels):
+                PLANS[key] = Plan("checkpoint", 1)
+            else:
+                PLANS[key] = choose(self._ways, target, inputs, labels)
         return PLANS[key]
+
+    def _graph_fits(self, inputs: Tensor, labels: Tensor) -> bool:
+        """Whether one candidate's unrolled steps fit into memory, by what the first takes."""
+        batch = self._batches[0]
+
+        def work() -> None:
+            variable = inputs[0, batch].detach().requires_grad_()
+            found = self._gradient(self._trained, self._parameters, variable, labels[0, batch])
+            squares = torch.stack([value.square().sum() for value in found.values()])
+            torch.autograd.grad(squares.sum(), variable)
+
+        return fitting(work, inputs.device) >= self.facts.steps
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The updates of ``R`` candidates."""
@@ -143,7 +166,9 @@ class UpdateMap(BatchedMap):
             labels: ``(R, b)`` or ``(R, b, K)``.
             tangents: ``(R, b, *input)``, one direction per candidate.
         """
-        self.plan(inputs, labels)
+        if self.plan(inputs, labels).batching == "checkpoint":
+            line = self.linearise(inputs, labels)
+            return line.update, line.jvp(tangents)
         result = torch.func.jvp(lambda x: self._evaluate(x, labels), (inputs,), (tangents,))
         return cast(tuple[Update, Update], result)
 
@@ -157,7 +182,9 @@ class UpdateMap(BatchedMap):
             labels: ``(R, b)`` or ``(R, b, K)``.
             cotangents: ``(R, *parameter shape)`` for each of the layers.
         """
-        self.plan(inputs, labels)
+        if self.plan(inputs, labels).batching == "checkpoint":
+            line = self.linearise(inputs, labels)
+            return line.update, line.vjp(cotangents)
         result = torch.func.vjp(lambda x: self._evaluate(x, labels), inputs)
         value, pull = cast(tuple[Update, Callable[[Update], tuple[Tensor]]], result)
         (product,) = pull({name: cotangents[name] for name in self.layers})
@@ -180,10 +207,10 @@ class UpdateMap(BatchedMap):
             except RuntimeError:
                 # Either vmap cannot transform this model, or the arguments are wrong;
                 # in the latter case the loop raises again, with the plainer message.
-                updates = self._one_by_one(inputs, labels)
+                updates = self._ways["loop"](inputs, labels)
                 self._transformable = False
-                return updates
-        return self._one_by_one(inputs, labels)
+                return dict(updates)
+        return dict(self._ways["loop"](inputs, labels))
 
     def _in_chunks(self, plan: Plan, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         way = self._ways[plan.batching]
@@ -202,11 +229,13 @@ class UpdateMap(BatchedMap):
             return update
         return {name: value + decay * self._parameters[name] for name, value in update.items()}
 
-    def _one_by_one(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        updates = [self._update_of_one(x, y) for x, y in zip(inputs, labels, strict=True)]
+    def _one_by_one(self, gradient: _Gradient, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        updates = [self._update_of_one(gradient, x, y) for x, y in zip(inputs, labels, strict=True)]
         return {name: torch.stack([update[name] for update in updates]) for name in self.layers}
 
-    def _update_of_one(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _update_of_one(
+        self, gradient_at: _Gradient, inputs: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
         """Unroll local training on ``(b, *input)`` samples, as `torch.optim.SGD` does it."""
         facts = self.facts
         # A parameter that nobody asked for matters only to the steps that follow.
@@ -217,9 +246,7 @@ class UpdateMap(BatchedMap):
         for batch in self._batches:
             for name, step in velocity.items():
                 current[name] = current[name] - facts.lr * step
-            gradient = grad(self._loss)(
-                {name: current[name] for name in trained}, current, inputs[batch], labels[batch]
-            )
+            gradient = gradient_at(trained, current, inputs[batch], labels[batch])
             for name in trained:
                 step = gradient[name]
                 if facts.proximal_mu:
@@ -231,6 +258,26 @@ class UpdateMap(BatchedMap):
                 velocity[name] = step
                 update[name] = update[name] + step if name in update else step
         return {name: update[name] for name in self.layers}
+
+    def _gradient(
+        self, trained: Sequence[str], current: Update, inputs: Tensor, labels: Tensor
+    ) -> Update:
+        """The gradient of one step's loss in some of the parameters."""
+        wanted = {name: current[name] for name in trained}
+        return cast(Update, grad(self._loss)(wanted, current, inputs, labels))
+
+    def _gradient_again(
+        self, trained: Sequence[str], current: Update, inputs: Tensor, labels: Tensor
+    ) -> Update:
+        """The same, with no graph kept between its value and its derivative."""
+        names = tuple(current)
+
+        def gradient(x: Tensor, y: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+            found = self._gradient(trained, dict(zip(names, values, strict=True)), x, y)
+            return tuple(found[name] for name in trained)
+
+        found = recomputed(gradient, inputs, labels, *(current[name] for name in names))
+        return dict(zip(trained, found, strict=True))
 
     def _loss(self, trained: Update, others: Update, inputs: Tensor, labels: Tensor) -> Tensor:
         with ElementaryNormalisation():

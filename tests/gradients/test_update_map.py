@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedleak.gradients import UpdateMap
+from fedleak.gradients import Plan, UpdateMap
+from fedleak.gradients import update_map as unrolled
 from fedleak.records import TrainingFacts
 
 CANDIDATES, SAMPLES, CLASSES, SHAPE = 3, 2, 4, (2, 6, 6)
@@ -373,26 +374,30 @@ def test_a_frozen_parameter_has_no_update(inputs: Tensor) -> None:
         update_map(model, told, layers=["1.bias"])
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("batching", ["explicit", "vmap", "loop"])
+@pytest.mark.parametrize(
+    ("batching", "steps"),
+    [("explicit", 1), ("vmap", 1), ("loop", 1), ("vmap", 3), ("loop", 3), ("checkpoint", 3)],
+)
 def test_a_linearisation_has_the_products_of_jvp_and_vjp(
     inputs: Tensor, batching: str, steps: int
 ) -> None:
-    if batching == "explicit" and steps > 1:
-        pytest.skip("explicit gradients are of one step")
     torch.manual_seed(0)
     told = facts(steps=steps, momentum=0.5)
     model = NETWORKS["conv"]().double()
     model(inputs[0])  # its last layer is as large as it has to be
     mapping = update_map(model, told, batching=batching)
+    # That of another kind, so that the checkpointed products have an oracle too.
+    other = update_map(model, told, batching="loop")
     tangents = torch.randn_like(inputs)
-    update, along = mapping.jvp(inputs, LABELS, tangents)
+    update, along = other.jvp(inputs, LABELS, tangents)
     cotangents = {name: torch.randn_like(value) for name, value in update.items()}
     line = mapping.linearise(inputs, LABELS)
     for _ in range(2):  # as often as one likes
         assert relative(flat(line.jvp(tangents)), flat(along)) < EXACT
-        assert relative(line.vjp(cotangents), mapping.vjp(inputs, LABELS, cotangents)[1]) < EXACT
+        assert relative(line.vjp(cotangents), other.vjp(inputs, LABELS, cotangents)[1]) < EXACT
     assert relative(flat(line.update), flat(update)) < EXACT
+    assert relative(flat(mapping.jvp(inputs, LABELS, tangents)[1]), flat(along)) < EXACT
+    assert relative(mapping.vjp(inputs, LABELS, cotangents)[1], line.vjp(cotangents)) < EXACT
 
 
 @pytest.mark.parametrize("chunk", [None, 2])
@@ -417,3 +422,49 @@ def test_gradients_in_class_probabilities(inputs: Tensor, chunk: int | None) -> 
         assert of_labels is not None
         torch.testing.assert_close(of_inputs[weight], expected[0], rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(of_labels[weight], expected[1], rtol=1e-9, atol=1e-12)
+
+
+def test_checkpointed_steps_are_the_same_and_hold_less(inputs: Tensor) -> None:
+    """Values, and gradients in samples and class probabilities, with momentum and decay."""
+    torch.manual_seed(0)
+    model = NETWORKS["group norm"]().double()
+    model(inputs[0])
+    told = facts(steps=6, momentum=0.5, weight_decay=0.1, proximal_mu=0.2)
+    soft = torch.rand(*LABELS.shape, CLASSES, dtype=torch.float64).softmax(-1)
+
+    def objective(update: dict[str, Tensor], x: Tensor, rows: slice) -> Tensor:
+        return flat(update).square().sum(1)
+
+    made, held = {}, {}
+    for way in ("loop", "checkpoint"):
+        mapping = update_map(model, told, batching=way)
+        made[way] = mapping.value_and_grads(objective, inputs, soft)
+        plain = update_map(model, facts(steps=6), batching=way)
+        held[way] = graph_size(flat(plain(inputs[:1].clone().requires_grad_(), soft[:1])))
+    for ours, theirs in zip(made["checkpoint"], made["loop"], strict=True):
+        assert relative(ours, theirs) < EXACT
+    assert held["checkpoint"] < held["loop"] / 3
+
+
+def graph_size(value: Tensor) -> int:
+    """Operations behind a value."""
+    seen, waiting = set(), [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [behind for behind, _ in node.next_functions]
+    return len(seen)
+
+
+def test_steps_are_checkpointed_where_their_graph_does_not_fit(
+    inputs: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = NETWORKS["dense"]().double()
+    mapping = update_map(model, facts(steps=5))
+    assert mapping.plan(inputs, LABELS).batching != "checkpoint"
+    monkeypatch.setattr(unrolled, "PLANS", {})
+    monkeypatch.setattr(unrolled, "fitting", lambda work, device: work() or 4)
+    assert update_map(model, facts(steps=5)).plan(inputs, LABELS) == Plan("checkpoint", 1)
+    assert update_map(model, facts(steps=4)).plan(inputs, LABELS).batching != "checkpoint"
