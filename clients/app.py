@@ -9,12 +9,12 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-import fedleak
 from clients.training import train
 from fedleak.models.evaluation import evaluate
 from fedleak.records import DISCLOSURE
 from fedleak.scenario import Scenario, prepare, scenario_of_run
 from fedleak.seeding import derive, reproducible
+from fedleak.versions import versions
 
 
 def client_app(scenario_of: Callable[[Context], Scenario]) -> ClientApp:
@@ -27,9 +27,14 @@ def client_app(scenario_of: Callable[[Context], Scenario]) -> ClientApp:
 
     @app.query()
     def identify(message: Message, context: Context) -> Message:
-        """Tell the server which partition this node holds."""
+        """Tell the server which partition this node holds, and with which versions.
+
+        In a deployment it also says whether it opted in to be scored against the audit
+        data set.
+        """
+        opted_in = bool(context.node_config.get("audit-data", False))
         identity = ConfigRecord(
-            {"partition-id": _partition(context), "version": fedleak.__version__}
+            {"partition-id": _partition(context), "audit-data": opted_in, **versions()}
         )
         return Message(RecordDict({DISCLOSURE: identity}), reply_to=message)
 

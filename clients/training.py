@@ -40,7 +40,7 @@ def train(
     )
     total, count = 0.0, 0
     for batch in batches:
-        inputs = torch.from_numpy(dataset.pixels(batch)).to(device)
+        inputs = torch.from_numpy(dataset.samples(batch)).to(device)
         labels = torch.from_numpy(dataset.labels[batch]).to(device)
         loss = functional.cross_entropy(model(inputs), labels)
         optimiser.zero_grad()

@@ -5,6 +5,9 @@ from fedleak import audit, load_scenario, report, run
 directory = run(load_scenario("scenarios/quickstart.toml"))
 audit(directory)
 print(report(directory))
+
+A study, which is a scenario with `[matrix]` or `repeats`, is loaded with `load_study`;
+`run` audits its runs as well and makes its table.
 """
 
 from __future__ import annotations
@@ -20,20 +23,21 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 __version__ = "0.1.0"
-__all__ = ["audit", "load_scenario", "report", "run"]
+__all__ = ["audit", "load_scenario", "load_study", "report", "run"]
 
 if TYPE_CHECKING:
     from fedleak.auditor import audit
-    from fedleak.federation import run
-    from fedleak.reporting import write_page as report
-    from fedleak.scenario import load_scenario
+    from fedleak.reporting import report
+    from fedleak.scenario import load_scenario, load_study
+    from fedleak.studies import run
 
 
 _HOMES = {
     "audit": ("fedleak.auditor", "audit"),
     "load_scenario": ("fedleak.scenario", "load_scenario"),
-    "report": ("fedleak.reporting", "write_page"),
-    "run": ("fedleak.federation", "run"),
+    "load_study": ("fedleak.scenario", "load_study"),
+    "report": ("fedleak.reporting", "report"),
+    "run": ("fedleak.studies", "run"),
 }
 
 

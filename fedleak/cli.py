@@ -6,9 +6,10 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,11 +29,22 @@ from rich.progress import (
 from rich.table import Column, Table
 
 from fedleak import __version__
-from fedleak.errors import ExpectationMissed, FedLeakError, ScenarioError, nearest
+from fedleak.deployment.commands import app as deployment
+from fedleak.errors import (
+    ExpectationMissed,
+    FedLeakError,
+    ScenarioError,
+    StudyIncomplete,
+    nearest,
+)
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from fedleak.auditor import Audited
+    from fedleak.reporting.study import StudyResults
     from fedleak.scenario.catalogue import Entry
+    from fedleak.studies import Progress as StudyProgress
 
 app = typer.Typer(
     name="fedleak",
@@ -44,12 +56,13 @@ app = typer.Typer(
     "intercept its updates, attack them, and see what leaked.\n\n"
     "Start with: [bold]fedleak run scenarios/quickstart.toml[/]",
 )
+app.add_typer(deployment, name="deploy")
 _INTERRUPTED = 130  # what typer gives for Ctrl-C, as shells do
 out = Console(highlight=False)
 _DEFAULT_WIDTH = 12
 
-ScenarioPath = Annotated[Path, typer.Argument(help="Scenario file (TOML).")]
-RunPath = Annotated[Path, typer.Argument(help="Run directory.")]
+ScenarioPath = Annotated[Path, typer.Argument(help="Scenario or study file (TOML).")]
+RunPath = Annotated[Path, typer.Argument(help="Directory of a run or a study.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a value of the scenario."),
@@ -118,27 +131,61 @@ def validate(scenario: ScenarioPath, set_: Overrides = None, as_json: AsJson = F
     """
     with _waiting("Checking the scenario"):
         from fedleak.federation.resources import estimate
-        from fedleak.scenario import load_scenario, prepare
+        from fedleak.scenario import check_cells, prepare
+        from fedleak.scenario.loading import is_study, read_document, scenario_from
+        from fedleak.scenario.study import study_from
 
-        prepared = prepare(load_scenario(scenario, set_ or ()))
-        needed = estimate(prepared)
-    sizes = [len(partition) for partition in prepared.partitions]
+        document = read_document(scenario, set_ or ())
+        study = study_from(document) if is_study(document) else None
+        if study is not None:
+            check_cells(study)
+        cells = [c.scenario for c in study.cells] if study else [scenario_from(document)]
+        repeats = study.repeats if study else 1
+        sizes: list[int] = []
+        memory = disk = 0
+        notes: dict[str, None] = {}
+        for cell in cells:
+            prepared = prepare(cell)
+            needed = estimate(prepared)
+            memory = max(memory, needed.memory)
+            kept = study is None or study.keep_captures
+            disk = disk + needed.disk * repeats if kept else max(disk, needed.disk)
+            sizes += map(len, prepared.partitions)
+            notes |= dict.fromkeys(prepared.notes)
     if as_json:
-        _print_json({"valid": True, "samples_per_client": sizes, **dataclasses.asdict(needed)})
+        content: dict[str, Any] = {"valid": True}
+        if study is None:
+            content["samples_per_client"] = sizes
+        else:
+            content |= {"cells": [cell.name for cell in study.cells], "repeats": repeats}
+        _print_json({**content, "memory": memory, "disk": disk, "notes": list(notes)})
         return
     out.print(f"{scenario} is valid.", markup=False, soft_wrap=True)
     least, most = min(sizes), max(sizes)
     held = str(most) if least == most else f"{least} to {most}"
+    if study is None:
+        out.print(f"Clients: {len(sizes)}, with {held} training samples each.")
+    else:
+        out.print(
+            f"Study: {len(cells)} cells, {len(cells) * repeats} runs. "
+            f"Clients: with {held} training samples each."
+        )
     out.print(
-        f"Clients: {len(sizes)}, with {held} training samples each.\n"
-        f"Memory: at most {needed.memory / 2**20:.0f} MiB for data, models and updates.\n"
-        f"Disk: at most {needed.disk / 2**20:.0f} MiB for captures."
+        f"Memory: at most {memory / 2**20:.0f} MiB for data, models and updates.\n"
+        f"Disk: at most {disk / 2**20:.0f} MiB for captures."
     )
+    for note in notes:
+        out.print(f"Note: {note}", style="yellow", markup=False)
 
 
 @app.command()
 def run(
-    scenario: ScenarioPath,
+    scenario: Annotated[
+        Path,
+        typer.Argument(
+            help="Scenario or study file (TOML), or the directory of a study that was stopped."
+        ),
+    ],
     set_: Overrides = None,
     runs: Annotated[Path, typer.Option(help="Where run directories are made.")] = Path("runs"),
     directory: Annotated[
@@ -146,25 +193,61 @@ def run(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a scenario: federation, interception, audit, report.
+    """Run a scenario: federation, interception, audit, report. Or a study of many.
+
+    A scenario with [matrix] or repeats is a study: all its cells are run, and one that
+    fails does not stop the others. One that was stopped goes on, given its directory.
 
     Example: fedleak run scenarios/quickstart.toml --set federation.rounds=2
+
+    Example: fedleak run scenarios/study.toml
+
+    Example: fedleak run runs/study-20260102T030405
     """
     with _progress() as progress:
         task = progress.add_task("Loading", total=None, note="")
-        from fedleak.federation import run as run_federation
-        from fedleak.scenario import load_scenario
+        from fedleak.captures import StudyLayout
 
-        checked = load_scenario(scenario, set_ or ())
-        progress.update(task, description="Federation", total=checked.federation.rounds)
+        stopped = StudyLayout(scenario).exists
+        if stopped and (set_ or directory):
+            raise typer.BadParameter(
+                "a study that was started goes on as it is, without --set and --out"
+            )
+        from fedleak.scenario.loading import is_study, read_document, scenario_from
+        from fedleak.scenario.study import study_from
 
-        def on_round(number: int, metrics: dict[str, float]) -> None:
-            accuracy = metrics.get("accuracy")
-            note = "" if accuracy is None else f"accuracy {accuracy:.0%}"
-            progress.update(task, completed=number, note=note)
+        document = {} if stopped else read_document(scenario, set_ or ())
+        if stopped or is_study(document):
+            from fedleak.studies import resume, run_study
 
-        place = run_federation(checked, runs=runs, directory=directory, on_round=on_round)
-        audited = _audit(progress, place) if checked.audit.attacks else None
+            on_run = _on_study(progress, task)
+            if stopped:
+                place = resume(scenario, on_run)
+            else:
+                place = run_study(
+                    study_from(document),
+                    runs=runs,
+                    directory=directory,
+                    command=_command(scenario, set_ or ()),
+                    on_run=on_run,
+                )
+            checked, audited = None, None
+        else:
+            from fedleak.federation import run as run_federation
+
+            checked = scenario_from(document)
+            progress.update(task, description="Federation", total=checked.federation.rounds)
+
+            def on_round(number: int, metrics: dict[str, float]) -> None:
+                accuracy = metrics.get("accuracy")
+                note = "" if accuracy is None else f"accuracy {accuracy:.0%}"
+                progress.update(task, completed=number, note=note)
+
+            place = run_federation(checked, runs=runs, directory=directory, on_round=on_round)
+            audited = _audit(progress, place) if checked.audit.attacks else None
+    if checked is None:
+        _finish_study(place, as_json)
+        return
     if audited is None:
         captured = (
             f"Captured {checked.federation.rounds} rounds in {place}; no attack was asked for."
@@ -240,6 +323,8 @@ def audit(
 ) -> None:
     """Attack the captures of a run and score what came out. Finished cells are kept.
 
+    Of a study every finished run is audited.
+
     Example: fedleak audit runs/quickstart-20260102T030405 --attack gs --rounds 1
 
     Example: fedleak audit RUN --executor ray --actors 2 --follow
@@ -247,6 +332,11 @@ def audit(
     Example: fedleak audit captured --model task:Net --input-shape 3,32,32 --attack gs
     """
     with _progress() as progress:
+        from fedleak.captures import StudyLayout
+
+        study = StudyLayout(directory).exists
+        if study and (model or follow):
+            raise typer.BadParameter("--model and --follow are for runs, this is a study")
         from fedleak.auditor.requests import (
             parse_attacks,
             parse_clients,
@@ -255,28 +345,68 @@ def audit(
             parse_subject,
         )
 
-        attacks = parse_attacks(directory, attack or [], set_ or [])
-        subject = parse_subject(model, input_shape, mean, std, truth, fact or [])
-        audited = _audit(
-            progress,
-            directory,
-            following=follow,
-            attacks=attacks,
-            rounds=parse_rounds(rounds),
-            clients=parse_clients(clients),
-            subject=subject,
-            settings=parse_settings(directory, executor, actors, gpus_per_actor, address),
-        )
-    _finish(directory, audited, as_json)
+        asked = {
+            "rounds": parse_rounds(rounds),
+            "clients": parse_clients(clients),
+            "subject": parse_subject(model, input_shape, mean, std, truth, fact or []),
+        }
+
+        def request(run: Path) -> dict[str, Any]:
+            return {
+                **asked,
+                "attacks": parse_attacks(run, attack or [], set_ or []),
+                "settings": parse_settings(run, executor, actors, gpus_per_actor, address),
+            }
+
+        if study:
+            from fedleak.studies import audit_study
+
+            task = progress.add_task("Loading", total=None, note="")
+            audit_study(directory, request, _on_study(progress, task))
+        else:
+            audited = _audit(progress, directory, following=follow, **request(directory))
+    if study:
+        _finish_study(directory, as_json)
+    else:
+        _finish(directory, audited, as_json)
 
 
 @app.command()
-def report(directory: RunPath, as_json: AsJson = False) -> None:
-    """Write the page of an audited run again and print its summary.
+def report(
+    directory: RunPath,
+    as_json: AsJson = False,
+    markdown: Annotated[
+        bool,
+        typer.Option(
+            "--markdown", help="Of a study: print published and measured values as Markdown."
+        ),
+    ] = False,
+) -> None:
+    """Write the page of an audited run or a study again and print its summary.
+
+    The table of a study is made anew from the runs that are finished.
 
     Example: fedleak report runs/quickstart-20260102T030405
+
+    Example: fedleak report runs/study-20260102T030405 --markdown >> results.md
     """
-    _print_report(directory, as_json)
+    from fedleak.captures import StudyLayout
+
+    if not StudyLayout(directory).exists:
+        if markdown:
+            raise typer.BadParameter("--markdown is for studies, this is a run")
+        _print_report(directory, as_json)
+        return
+    with _waiting("Reading the runs"):
+        from fedleak.studies import aggregate
+
+        aggregate(directory)
+    if markdown:
+        from fedleak.reporting import study_markdown
+
+        print(study_markdown(directory), end="")
+        return
+    _print_study(directory, as_json)
 
 
 @app.command(name="list")
@@ -327,9 +457,9 @@ def schema() -> None:
 
     Example: fedleak schema > scenario.schema.json
     """
-    from fedleak.scenario import Scenario
+    from fedleak.scenario import ScenarioFile
 
-    _print_json(Scenario.model_json_schema())
+    _print_json(ScenarioFile.model_json_schema())
 
 
 @app.callback(invoke_without_command=True)
@@ -399,6 +529,67 @@ def _audit(
     if progress.tasks[task].total is None:
         progress.update(task, completed=1, total=1, note="every attack was finished before")
     return audited
+
+
+def _command(scenario: Path, overrides: Sequence[str]) -> str:
+    """The command line that runs a scenario, to be copied."""
+    settings = [part for override in overrides for part in ("--set", override)]
+    return shlex.join(["fedleak", "run", str(scenario), *settings])
+
+
+def _on_study(progress: Progress, task: TaskID) -> Callable[[StudyProgress], None]:
+    def on_run(state: StudyProgress) -> None:
+        if progress.tasks[task].total is None:
+            progress.console.print(f"Study: {state.directory}", markup=False, soft_wrap=True)
+        failed = f"{state.failed} failed, " if state.failed else ""
+        progress.update(
+            task,
+            description="Runs",
+            completed=state.done,
+            total=state.total,
+            note=failed + state.cell,
+        )
+
+    return on_run
+
+
+def _finish_study(directory: Path, as_json: bool) -> None:
+    results = _print_study(directory, as_json)
+    missed = sum(not expectation.met for expectation in results.expectations)
+    if missed:
+        raise ExpectationMissed(f"{missed} of {len(results.expectations)} expectations were missed")
+    if failed := results.count("failed"):
+        plural = "" if failed == 1 else "s"
+        raise StudyIncomplete(f"{failed} run{plural} failed; `fedleak run {directory}` tries again")
+
+
+def _print_study(directory: Path, as_json: bool) -> StudyResults:
+    from fedleak.reporting import study_report, write_study_page
+    from fedleak.reporting.study import read_study
+
+    page = write_study_page(directory)
+    results = read_study(directory)
+    if as_json:
+        _print_json(
+            {
+                "study": str(directory),
+                "page": str(page),
+                "repeats": results.repeats,
+                "aggregation": results.aggregation,
+                "cells": [cell.model_dump() for cell in results.cells],
+                "values": [dataclasses.asdict(value) for value in results.values],
+                "expectations": [
+                    {**expectation.model_dump(), "difference": expectation.difference}
+                    for expectation in results.expectations
+                ],
+                "notes": list(results.notes),
+            }
+        )
+    else:
+        out.print(study_report(directory))
+        out.print(f"\nTable: {results.layout.table}", markup=False, soft_wrap=True)
+        out.print(f"Page: {page}", markup=False, soft_wrap=True)
+    return results
 
 
 def _grid(names: Iterable[str]) -> Table:

@@ -6,6 +6,7 @@ FedLeakError
 ├── CaptureError     4  a stored capture is damaged or missing
 ├── QuorumLost       5  too few clients were left to go on
 ├── ResourceError    6  the machine or its file system stands in the way
+├── StudyIncomplete  7  runs of a study failed; the others and their table are there
 ├── UpdateRejected   -  one client's update was refused; the round goes on
 └── AttackFailed     -  an attack came to nothing; its cell is recorded as failed
 
@@ -75,6 +76,12 @@ class ResourceError(FedLeakError):
     """Memory, disk, permissions or an existing path stand in the way."""
 
     exit_code = 6
+
+
+class StudyIncomplete(FedLeakError):
+    """Runs of a study failed. Their reasons are recorded; the others are finished."""
+
+    exit_code = 7
 
 
 class UpdateRejected(FedLeakError):

@@ -44,16 +44,19 @@ class Dataset:
 
     Attributes:
         inputs: ``(n, *input)``. Images are ``(n, C, H, W)``, either uint8 in 0..255
-            or floating point in [0, 1]; `pixels` hides the difference.
+            or floating point in [0, 1]; `samples` hides the difference. Texts are
+            tokens ``(n, length)``, int64 from 0.
         labels: ``(n,)`` int64 in ``0..classes-1``.
         classes: Number of classes ``K``.
         attributes: Further columns, each ``(n,)``, by name (a writer id, a gender).
+        vocabulary: Of texts, the word that each token stands for.
     """
 
     inputs: npt.NDArray[np.generic]
     labels: Indices
     classes: int
     attributes: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+    vocabulary: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,9 +66,14 @@ class Dataset:
         """Shape of one sample, ``*input``."""
         return tuple(self.inputs.shape[1:])
 
-    def pixels(self, indices: Indices) -> npt.NDArray[np.float32]:
-        """Samples ``(len(indices), *input)`` as float32 in [0, 1]."""
+    def samples(self, indices: Indices) -> npt.NDArray[np.float32] | Indices:
+        """As a model takes them, ``(len(indices), *input)``.
+
+        Pixels are float32 in [0, 1], tokens int64.
+        """
         chosen = self.inputs[indices]
+        if self.vocabulary:
+            return chosen.astype(np.int64)
         if chosen.dtype == np.uint8:
             return chosen.astype(np.float32) / np.float32(255)
         return chosen.astype(np.float32)
@@ -208,9 +216,10 @@ class Truth:
     """A client's real samples in one round. Scoring alone may hold one.
 
     Attributes:
-        inputs: ``(b, *input)`` float32 in [0, 1], distinct samples.
+        inputs: ``(b, *input)`` float32 in [0, 1], or tokens ``(b, length)`` int64;
+            distinct samples.
         labels: ``(b,)`` int64.
     """
 
-    inputs: npt.NDArray[np.float32]
+    inputs: npt.NDArray[np.float32] | Indices
     labels: Indices

@@ -81,18 +81,17 @@ class Aggregation(Component):
             raise ValueError(f"{self.kind} needs a value for {', '.join(absent)}")
         return self
 
-    def build(self, *, clients: int, evaluate: bool) -> Strategy:
+    def build(self, *, evaluate: bool) -> Strategy:
         """Make the Flower strategy; it trains on every client that it is shown.
 
         Args:
-            clients: Clients asked per round (Flower waits until it sees that many).
             evaluate: Whether clients evaluate the new global model on held-out data.
         """
         return AGGREGATIONS[self.kind](
             fraction_train=1.0,  # type: ignore[call-arg]  # not in the abstract base
             fraction_evaluate=1.0 if evaluate else 0.0,
-            min_train_nodes=clients,
-            min_evaluate_nodes=clients,
-            min_available_nodes=clients,
+            min_train_nodes=1,
+            min_evaluate_nodes=1,
+            min_available_nodes=1,
             **self.parameters,
         )

@@ -8,17 +8,24 @@ same scenario and seed give different models.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from logging import INFO, WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.common.logger import log
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore.run import Run
 
 from fedleak.errors import QuorumLost
-from fedleak.records import DISCLOSURE
+from fedleak.records import DISCLOSURE, partition_name
 from fedleak.seeding import stream
+from server_strategies.roster import Member, Roster
+
+_POLL_SECONDS = 0.2
+_TELL_SECONDS = 5.0
+_NAMED = 5  # missing clients that a message names
 
 
 class VisibleNodes(Grid):
@@ -28,7 +35,7 @@ class VisibleNodes(Grid):
         self._grid = grid
         self._nodes = list(nodes)
 
-    def get_node_ids(self) -> Iterable[int]:
+    def get_node_ids(self) -> list[int]:
         """The visible nodes."""
         return list(self._nodes)
 
@@ -74,16 +81,22 @@ class VisibleNodes(Grid):
 class SampleByPartition(Strategy):
     """Shows the wrapped strategy this round's clients, and their replies in order.
 
+    The first round waits for all clients. Later ones, and the first when its patience is
+    at an end, go on while a quorum is connected; a client that joins late or comes back
+    takes part from the next round on.
+
     Args:
         inner: The strategy that aggregates; it trains on all nodes that it sees.
         seed: The scenario's seed.
         clients: Clients in the federation; their partition ids are ``0..clients-1``.
         clients_per_round: Clients asked each round.
-        roster: Partition id by node id; filled by a first exchange with the nodes.
-        patience: Seconds to wait for all clients to connect.
+        roster: Who takes part; filled by an exchange with each node that connects.
+        patience: Seconds to wait for clients to connect.
+        quorum: Share in [0, 1] of the clients that must be connected.
+        on_met: Called when nodes have said who they are, before they are asked to train.
 
     Raises:
-        QuorumLost: From `configure_train`, if fewer than ``clients`` nodes connect.
+        QuorumLost: From `configure_train`, if too few clients are connected.
     """
 
     def __init__(
@@ -93,8 +106,10 @@ class SampleByPartition(Strategy):
         seed: int,
         clients: int,
         clients_per_round: int,
-        roster: dict[int, int],
+        roster: Roster,
         patience: float = 120.0,
+        quorum: float = 1.0,
+        on_met: Callable[[], None] = lambda: None,
     ) -> None:
         self.inner = inner
         self.seed = seed
@@ -102,14 +117,21 @@ class SampleByPartition(Strategy):
         self.clients_per_round = clients_per_round
         self.roster = roster
         self.patience = patience
+        self.quorum = quorum
+        self.on_met = on_met
+        self._begun = False
+        self._asked: list[int] = []
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Choose this round's clients, then configure as the wrapped strategy does."""
-        return self.inner.configure_train(
-            server_round, arrays, config, self._round_view(server_round, grid)
-        )
+        rng = stream(self.seed, "sampling", round=server_round)
+        chosen = rng.choice(self.clients, size=self.clients_per_round, replace=False)
+        self._asked = [int(partition) for partition in sorted(chosen)]
+        self._wait_for(self._asked, grid)
+        self.roster.missing = set(self._asked) - set(self.roster.values())
+        return self.inner.configure_train(server_round, arrays, config, self._view(grid))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -120,10 +142,13 @@ class SampleByPartition(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Evaluate on the clients of the round."""
-        return self.inner.configure_evaluate(
-            server_round, arrays, config, self._round_view(server_round, grid)
-        )
+        """Evaluate on those clients of the round that are still there."""
+        self.roster.forget(set(self.roster) - set(grid.get_node_ids()))
+        view = self._view(grid)
+        # Flower would wait for a node to evaluate on.
+        if not view.get_node_ids():
+            return []
+        return self.inner.configure_evaluate(server_round, arrays, config, view)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -135,40 +160,65 @@ class SampleByPartition(Strategy):
         """As the wrapped strategy does."""
         self.inner.summary()
 
-    def _round_view(self, server_round: int, grid: Grid) -> VisibleNodes:
-        self._meet(grid)
-        rng = stream(self.seed, "sampling", round=server_round)
-        chosen = rng.choice(self.clients, size=self.clients_per_round, replace=False)
+    def _view(self, grid: Grid) -> VisibleNodes:
+        """This round's clients, as far as they are connected."""
         node_of = {partition: node for node, partition in self.roster.items()}
-        return VisibleNodes(grid, [node_of[int(partition)] for partition in sorted(chosen)])
+        return VisibleNodes(grid, [node_of[p] for p in self._asked if p in node_of])
 
-    def _meet(self, grid: Grid) -> None:
-        """Wait until every partition has a node, and ask new nodes which one they hold."""
-        deadline = time.monotonic() + self.patience
+    def _wait_for(self, partitions: Sequence[int], grid: Grid) -> None:
+        """Wait until enough of the federation is there, and at least one that is asked."""
+        started = time.monotonic()
+        told = -_TELL_SECONDS
         while True:
-            connected = set(grid.get_node_ids())
-            for node in set(self.roster) - connected:
-                del self.roster[node]
-            unknown = [
-                Message(content=RecordDict(), message_type=MessageType.QUERY, dst_node_id=node)
-                for node in sorted(connected - set(self.roster))
-            ]
-            if unknown:
-                left = max(1.0, deadline - time.monotonic())
-                for reply in grid.send_and_receive(unknown, timeout=left):
-                    if reply.has_content():
-                        identity = reply.content.config_records[DISCLOSURE]
-                        partition = identity["partition-id"]
-                        assert isinstance(partition, int)
-                        self.roster[reply.metadata.src_node_id] = partition
-            if set(range(self.clients)) <= set(self.roster.values()):
+            waited = time.monotonic() - started
+            self._meet(grid, max(1.0, self.patience - waited))
+            here = set(self.roster.values()) & set(range(self.clients))
+            enough = len(here) >= self.quorum * self.clients and not here.isdisjoint(partitions)
+            over = waited > self.patience
+            if len(here) == self.clients or (enough and (self._begun or over)):
+                self._begun = True
                 return
-            if time.monotonic() > deadline:
+            if over:
                 raise QuorumLost(
-                    f"{len(self.roster)} of {self.clients} clients connected within "
-                    f"{self.patience:.0f} s"
+                    f"{self._count(here)} within {self.patience:.0f} s, the quorum is "
+                    f"{self.quorum:.0%}"
                 )
-            time.sleep(0.2)
+            if waited - told >= _TELL_SECONDS:
+                told = waited
+                log(INFO, "Waiting: %s", self._count(here))
+            time.sleep(_POLL_SECONDS)
+
+    def _count(self, here: set[int]) -> str:
+        absent = [partition_name(p) for p in range(self.clients) if p not in here]
+        listed = ", ".join(absent[:_NAMED]) + (", ..." if len(absent) > _NAMED else "")
+        return "; ".join(
+            [
+                f"{len(here)} of {self.clients} clients connected ({listed} missing)",
+                *self.roster.refused.values(),
+            ]
+        )
+
+    def _meet(self, grid: Grid, timeout: float) -> None:
+        """Forget the nodes that left, and ask new ones who they are."""
+        connected = set(grid.get_node_ids())
+        self.roster.forget(set(self.roster) - connected)
+        unknown = connected - set(self.roster) - set(self.roster.refused)
+        questions = [
+            Message(content=RecordDict(), message_type=MessageType.QUERY, dst_node_id=node)
+            for node in sorted(unknown)
+        ]
+        if not questions:
+            return
+        for reply in grid.send_and_receive(questions, timeout=timeout):
+            if reply.has_content():
+                node = reply.metadata.src_node_id
+                member = Member.from_identity(reply.content.config_records[DISCLOSURE])
+                if member.mismatch is None:
+                    self.roster.admit(node, member)
+                else:
+                    self.roster.refused[node] = member.mismatch
+                    log(WARNING, "Refused: %s", member.mismatch)
+        self.on_met()
 
     def _in_order(self, replies: Iterable[Message]) -> list[Message]:
         return sorted(replies, key=lambda reply: self.roster[reply.metadata.src_node_id])

@@ -1,42 +1,71 @@
-"""Exact inputs from the first dense layer of an unmodified network."""
+"""Exact inputs from the first dense layer that sees them."""
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedleak.attacks.attack import Attack, Progress, refuse_unusable
+from fedleak.attacks.attack import Attack, Progress
+from fedleak.attacks.gradient_rows import GradientRows, gradient_rows
 from fedleak.attacks.labels import labels_unsupported, recover_labels
-from fedleak.attacks.structure import input_dense
-from fedleak.gradients import gradient_weight, mean_gradient
+from fedleak.attacks.replay import replay, replayable
+from fedleak.attacks.structure import input_dense, seen_by
 from fedleak.records import Observation, Reconstruction, TrainingFacts
+
+_DIRECTIONS = 16
+"""Random directions along which candidates are compared; they stand for all pixels."""
+
+_REPLAYED = 1e-5
+"""How far a replayed share may be from the observed one by arithmetic, of its range."""
+
+_SMALL = 64
+"""Samples in a small batch, and the candidates that are replayed of one at most."""
+
+_BEST = 4
+"""Candidates with most neurons that show whether the replay holds for an update."""
+
+_SURE = 3
+"""Neurons that must agree on a candidate before others are judged by it."""
+
+_DOUBTFUL = 0.5
+_UNKNOWN, _REFUTED = -1, -2
 
 
 class Analytic(Attack):
-    """Passive extraction of Boenisch et al., §5, for any batch size.
+    """Extraction of Boenisch et al., passive (§5) and active (§6, §7, App. B).
 
     A neuron's weight gradient is the sum of the samples that activate it, each times
     its share of the bias gradient (Eq. 6). Where a single sample activates the neuron,
-    the ratio of the two is that sample exactly (Eq. 5).
+    the ratio of the two is that sample exactly (Eq. 5). The layer is the one that sees
+    every pixel by itself with the weights that were sent: the first dense layer, or one
+    to which a malicious server lets the input pass. Nothing else is known of the server.
 
-    With one sample every active neuron gives it; the least-squares solution over all
-    of them, ``sum(h_i g_i) / sum(h_i^2)`` for weight gradients ``g_i`` and bias
-    gradients ``h_i``, is returned. With more, a neuron's ratio is taken for a sample
-    when it lies in [0, 1] and another neuron gives the same one: two mixtures agree
-    only by chance, two neurons with one and the same sample always do. A sample's
-    neurons are then solved together, and what remains a blend of two samples with more
-    neurons behind them is dropped. A sample that no two neurons see alone is not found.
+    With one sample every active neuron gives it; the least-squares solution over all of
+    them, ``sum(h_i g_i) / sum(h_i^2)`` for weight gradients ``g_i`` and bias gradients
+    ``h_i``, is returned. With more, a neuron's ratio is a candidate when it lies in
+    [0, 1], and neurons that give the same one are solved together. Mixtures of samples
+    lie in [0, 1] and agree, too. The model itself tells them apart: with each label a
+    sample alone leaves a known bias gradient at its neuron, and what the client sent
+    must be one of these. Candidates that pass this replay are the samples, with labels.
 
-    Parameters travel as float32, so an update has an error of about ``2^-24 |w| / lr``
-    and a ratio of about that over ``|h_i|``; agreement is judged by each neuron's own
-    error, and neurons whose error exceeds ``tolerance`` are left out when b > 1. Over
-    several local steps a neuron's ratio is exact as long as one sample alone activates
-    it in all of them.
+    The replay holds for cross entropy in one local step, without dropout and batch
+    statistics, of an update that nobody clipped or blurred. Where it confirms nothing,
+    a candidate on which two neurons agree counts, unless it lies between two others with
+    more neurons behind them, and the ratio of a lone neuron is doubtful. Over several
+    local steps a neuron's ratio is exact as long as one sample alone activates it in all
+    of them.
 
-    Confidence: how many neurons agree on the sample.
+    Rounding of what travelled is judged by each neuron's own error
+    (`fedleak.attacks.gradient_rows`); neurons whose error exceeds ``tolerance`` are left
+    out when b > 1.
+
+    Confidence: how many neurons agree on the sample; 0.5 for a doubtful one.
     """
 
     kind: Literal["analytic"] = "analytic"
@@ -57,7 +86,7 @@ class Analytic(Attack):
         if layer is None:
             return (
                 "needs a dense layer that sees the input unchanged or normalised by fixed "
-                "factors; this model has none"
+                "factors; this model, with the weights that clients are sent, has none"
             )
         if model.get_submodule(layer.name).bias is None:
             return f"needs a bias in the dense layer that sees the input; {layer.name!r} has none"
@@ -66,60 +95,136 @@ class Analytic(Attack):
     def reconstruct(
         self, observation: Observation, seed: int, progress: Progress | None = None
     ) -> Reconstruction:
-        refuse_unusable(observation)
-        facts, parameters = observation.facts, observation.parameters
-        tensors = {**observation.buffers, **parameters}
-        layer = input_dense(observation.model, tensors, facts.train_mode, observation.input_shape)
-        assert layer is not None, "unsupported() says so before"
-        weight, bias = f"{layer.name}.weight", f"{layer.name}.bias"
-        gradient = mean_gradient(observation.update, parameters, facts)
-        rows = gradient[weight].detach().double().cpu()
-        shares = gradient[bias].detach().double().cpu()
-        active = shares != 0
-        rows, shares = rows[active], shares[active]
-
-        largest = torch.maximum(
-            parameters[weight].detach().double().cpu()[active].abs().amax(1),
-            parameters[bias].detach().double().cpu()[active].abs(),
-        )
-        rounding = torch.finfo(torch.float32).eps / 2
-        travelled = rounding * largest / (facts.lr * gradient_weight(facts))
-        # Arithmetic on the client rounds as well, relative to the gradient itself.
-        error = travelled / shares.abs() + 32 * rounding
-
-        ratios = layer.pixels(rows / shares[:, None], observation.input_shape).flatten(1)
-        # An error of the bias gradient scales the features, shift included.
-        error = error * (1 + ratios.abs().amax(1)) / layer.scale.abs().min()
+        rows = gradient_rows(observation)
         if observation.samples == 1:
-            groups = _together(shares)
+            found = _only_sample(rows, observation)
         else:
-            in_box = (ratios.amin(1) >= -self.tolerance) & (ratios.amax(1) <= 1 + self.tolerance)
-            usable = in_box & (error <= self.tolerance)
-            rows, shares, error = rows[usable], shares[usable], error[usable]
-            groups = _agreeing(ratios[usable], error)
-        # Least squares over the neurons of each sample.
-        members = groups.double() * shares
-        features = (members @ rows) / (members @ shares)[:, None]
-        found = layer.pixels(features, observation.input_shape)
-        confidence = groups.sum(1)
-        if observation.samples > 1:
-            kept = ~_blends(found.flatten(1), confidence, self.tolerance)
-            found, confidence = found[kept], confidence[kept]
-        like = next(iter(parameters.values()))
-        labels = None
-        if observation.samples == 1 and len(found) == 1:
-            told = (observation.model, facts, observation.input_shape, observation.classes)
-            labels = None if labels_unsupported(*told) else recover_labels(observation)
+            found = self._samples(rows, observation)
         if progress is not None:
             progress(1, 1, 0.0)
+        return found
+
+    def _samples(self, rows: GradientRows, observation: Observation) -> Reconstruction:
+        """The samples of a batch that some neuron saw alone."""
+        ratios = rows.ratios()
+        lowest, highest = ratios.aminmax(dim=1)
+        # An error of the bias gradient scales the features, shift included.
+        error = rows.error * (1 + torch.maximum(-lowest, highest))
+        in_box = (lowest >= -self.tolerance) & (highest <= 1 + self.tolerance)
+        usable = in_box & (error <= self.tolerance)
+        ratios, error, shares = ratios[usable], error[usable], rows.shares[usable]
+        groups = _agreeing(ratios, error)
+        support = groups.sum(1)
+        # Least squares over the neurons of each candidate.
+        weights = groups * shares.square()
+        found = (weights @ ratios) / weights.sum(1, keepdim=True)
+        inputs = found.clamp(0, 1).reshape(-1, *observation.input_shape)
+        confidence = torch.where(support > 1, support.to(inputs), _DOUBTFUL)
+        labels = torch.full_like(support, _UNKNOWN)
+        if len(inputs) and replayable(observation):
+            # A candidate's neuron is the most exact one of its group.
+            chosen = torch.where(groups, error, torch.inf).argmin(1)
+            claims = _Claims(
+                inputs=inputs,
+                neurons=rows.neurons[usable][chosen],
+                shares=shares[chosen],
+                share_error=rows.share_error[usable][chosen],
+                error=error[chosen],
+                support=support,
+            )
+            labels = claims.labels(observation, rows.layer.name)
+        if (labels >= 0).any():
+            kept = labels != _REFUTED
+            confidence = torch.where(labels >= 0, support.to(inputs), confidence)
+        else:
+            # The replay confirms nothing: the client did not train as it takes for granted.
+            kept = ~_blends(found, confidence, self.tolerance)
         return Reconstruction(
-            inputs=found.clamp(0, 1).to(like), labels=labels, confidence=confidence.to(like)
+            inputs=inputs[kept],
+            labels=labels[kept] if (labels[kept] >= 0).all() else None,
+            confidence=confidence[kept],
         )
 
 
-def _together(shares: Tensor) -> Tensor:
-    """All neurons as one group ``(1, n)``; no group ``(0, n)`` if there is no neuron."""
-    return torch.ones(min(1, len(shares)), len(shares), dtype=torch.bool)
+@dataclass(frozen=True)
+class _Claims:
+    """That a neuron saw a sample alone, for each candidate.
+
+    Attributes:
+        inputs: ``(m, *input)``, the candidates.
+        neurons: ``(m,)``.
+        shares: ``(m,)``, the neurons' bias gradients.
+        share_error: ``(m,)``, how far rounding may have moved them.
+        error: ``(m,)``, largest error of a candidate's pixels.
+        support: ``(m,)``, neurons that give the same.
+    """
+
+    inputs: Tensor
+    neurons: Tensor
+    shares: Tensor
+    share_error: Tensor
+    error: Tensor
+    support: Tensor
+
+    def labels(self, observation: Observation, layer: str) -> Tensor:
+        """The label with which each candidate passes the replay: ``(m,)`` int64.
+
+        `_REFUTED` for those that do not pass, and for those whose neuron is switched on by
+        another candidate on which more neurons, and at least `_SURE`, agree: the neuron saw
+        that one, too. A replay costs what a backward pass of one sample does, so only as
+        many as a quarter of the batch are made (`_SMALL` of a small one): the `_BEST`
+        candidates, then the most uncertain ones. `_UNKNOWN` for the others.
+        """
+        labels = torch.full_like(self.neurons, _UNKNOWN)
+        sure = self.support >= _SURE
+        if sure.any():
+            seen = _features(observation, layer, self.inputs[sure])
+            weight, bias = (observation.parameters[f"{layer}.{x}"] for x in ("weight", "bias"))
+            rows = weight[self.neurons]
+            # Not what might be zero but for the errors of a candidate's pixels.
+            least = self.error[sure, None] * seen.shape[1] ** 0.5 * rows.norm(dim=1)
+            switched = seen @ rows.T + bias[self.neurons] > least
+            switched &= self.support[sure, None] > self.support
+            labels[switched.any(0)] = _REFUTED
+        open = labels == _UNKNOWN
+        doubt = self.support + self.error
+        # The best ones go first: if not even they pass, the replay does not hold here.
+        doubt[torch.where(open, self.support, 0).argsort(descending=True)[:_BEST]] = 0
+        doubt[~open] = torch.inf
+        batch = observation.samples
+        most = _SMALL if batch <= _SMALL else batch // 4
+        played = doubt.argsort()[: min(most, int(open.sum()))]
+        if len(played):
+            # A model that cannot be differentiated forward leaves them unknown.
+            with contextlib.suppress(NotImplementedError):
+                labels[played] = self._replayed(played, observation, layer)
+        return labels
+
+    def _replayed(self, which: Tensor, observation: Observation, layer: str) -> Tensor:
+        alone = replay(observation, layer, self.inputs[which], self.neurons[which])
+        missed, labels = (alone.shares - self.shares[which, None]).abs().min(1)
+        # Where the candidate is not exact, neither is what the replay makes of it.
+        allowed = alone.spread * (_REPLAYED + self.error[which]) + 2 * self.share_error[which]
+        return torch.where(missed <= allowed, labels, _REFUTED)
+
+
+def _features(observation: Observation, layer: str, inputs: Tensor) -> Tensor:
+    """What the layer is given for such inputs with the weights that were sent."""
+    tensors = {**observation.buffers, **observation.parameters}
+    return seen_by(layer, observation.model, tensors, observation.facts.train_mode, inputs)
+
+
+def _only_sample(rows: GradientRows, observation: Observation) -> Reconstruction:
+    """The one sample, by least squares over all neurons; none if none is active."""
+    weights, shares = rows.weights.double(), rows.shares.double()
+    features = (shares @ weights / shares.square().sum())[None][: len(shares)]
+    inputs = rows.pixels(features).clamp(0, 1).reshape(-1, *observation.input_shape)
+    told = (observation.model, observation.facts, observation.input_shape, observation.classes)
+    labels = None
+    if len(inputs) and not labels_unsupported(*told):
+        labels = recover_labels(observation)
+    confidence = torch.full((len(inputs),), float(len(shares))).to(rows.shares)
+    return Reconstruction(inputs.to(rows.weights), labels, confidence)
 
 
 def _agreeing(ratios: Tensor, error: Tensor) -> Tensor:
@@ -130,39 +235,43 @@ def _agreeing(ratios: Tensor, error: Tensor) -> Tensor:
         error: ``(n,)``, the largest error of a neuron's ratio.
 
     Returns:
-        Groups ``(m, n)`` bool, disjoint, each of two neurons or more.
+        Groups ``(m, n)`` bool, disjoint; every neuron is in one.
     """
-    # Root mean square differences; float64 leaves enough digits for inner products.
-    apart = torch.cdist(ratios, ratios, compute_mode="use_mm_for_euclid_dist")
-    agree = apart / max(1, ratios.shape[1]) ** 0.5 <= error + error[:, None]
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(ratios.shape[1], _DIRECTIONS, generator=generator)
+    shadows = ratios @ directions.to(ratios)
+    # Root mean square differences. A random direction sees them as they are on average.
+    apart = torch.cdist(shadows, shadows, compute_mode="donot_use_mm_for_euclid_dist")
+    apart = apart / (_DIRECTIONS * max(1, ratios.shape[1])) ** 0.5
+    agree = apart <= error + error[:, None]
     agree.fill_diagonal_(True)
     # The neuron most others agree with leads a group; of equals, the most exact one.
     by_error = error.argsort(stable=True)
     order = by_error[agree.sum(1)[by_error].argsort(descending=True, stable=True)]
-    free = torch.ones(len(error), dtype=torch.bool)
-    groups = []
+    agree = agree.cpu().numpy()
+    free = np.ones(len(error), dtype=bool)
+    groups = np.zeros_like(agree)
     for leader in order.tolist():
-        group = agree[leader] & free
-        if free[leader] and group.sum() >= 2:
-            groups.append(group)
-            free &= ~group
-    return torch.stack(groups) if groups else torch.zeros(0, len(error), dtype=torch.bool)
+        if free[leader]:
+            groups[leader] = agree[leader] & free
+            free &= ~agree[leader]
+    return torch.from_numpy(groups[groups.any(1)]).to(error.device)
 
 
 def _blends(found: Tensor, support: Tensor, tolerance: float) -> Tensor:
     """Which of the ``(m, pixels)`` found lie between two others with more support."""
-    blend = torch.zeros(len(found), dtype=torch.bool)
-    for i, sample in enumerate(found):
-        better = found[(support > support[i]) & ~blend]
-        if len(better) < 2:
-            continue
-        # Distance from every line through two better ones, from inner products alone.
-        away = better - sample
-        products = away @ away.T
+    gram = found.double() @ found.double().T
+    blend = torch.zeros_like(support, dtype=torch.bool)
+    for i in range(len(found)):
+        (better,) = ((support > support[i]) & ~blend).nonzero(as_tuple=True)
+        # Inner products of the ways from the sample to the better ones.
+        towards = gram[better, i]
+        products = gram[better][:, better] - towards - towards[:, None] + gram[i, i]
+        # Distance from every line through two better ones.
         squares = products.diagonal()
         apart = (squares[:, None] + squares - 2 * products).clamp(min=0)
         area = (squares[:, None] * squares - products.square()).clamp(min=0)
         # Between the two: seen from the sample, they lie in opposite directions.
         near = (area <= apart * tolerance**2 * found.shape[1]) & (products < 0)
-        blend[i] = bool(near.any())
+        blend[i] = near.any()
     return blend

@@ -27,8 +27,9 @@ class DLG(OptimisationAttack):
     whose softmax stands for its label; the label returned is the largest of the
     optimised ones. It needs no part of the model in particular, and no label, but the
     labels and the samples' order in a batch make its search harder than `IDLG`'s. The
-    distance is relative to the observed update's norm, and each restart has a line
-    search of its own.
+    distance is relative to the observed update's norm, each restart has a line search of
+    its own, and pixels are searched in `Waves`: from grey, as the noise of another start
+    would stay where the update says little.
     """
 
     kind: Literal["dlg"] = "dlg"
@@ -38,10 +39,10 @@ class DLG(OptimisationAttack):
     iterations: int = Field(
         3000, ge=1, le=1_000_000, description="evaluations of the update map per restart"
     )
-    initialisation: Initialisation = Field("normal", description=INITIALISATION)
+    initialisation: Initialisation = Field("grey", description=INITIALISATION)
 
     def _optimise(self, search: Search, watch: Watch) -> Best:
-        return match(search, self.iterations, self.box, 0.0, watch)
+        return match(search, self.iterations, self.box, watch)
 
     def _labels(self, observation: Observation, generator: torch.Generator) -> Tensor:
         shape = (self.restarts, observation.samples, observation.classes)

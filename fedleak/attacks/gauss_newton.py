@@ -18,6 +18,7 @@ from fedleak.attacks.optimisation import (
     Search,
     Watch,
 )
+from fedleak.attacks.waves import Waves
 from fedleak.gradients import like, squared_distance
 
 _RESIDUAL = 0.03
@@ -34,9 +35,6 @@ _REFUSALS = 6
 """Steps in a row that gained nothing after which a candidate stands still: its damping
 has then grown by 2^21."""
 
-_FALL = 0.5
-"""Power of the frequency by which the amplitudes of a step's waves fall."""
-
 
 class GaussNewton(LabelFirstAttack):
     """Nonlinear least squares ``||u(x) - u0||^2`` over the samples.
@@ -50,10 +48,8 @@ class GaussNewton(LabelFirstAttack):
     own damping and its own CG; one that meets values that are not finite takes no step
     and, where it began so, stays out. The search ends when no candidate gains any more.
 
-    Amplitudes of natural images fall with frequency (Field, J. Opt. Soc. Am. A 4, 1987).
-    Steps are measured accordingly, in waves whose units fall likewise: a few CG steps
-    then find what is large in an image, and what the update says little about stays
-    smooth.
+    Steps and damping are measured in `Waves`: a few steps of CG then find what is large
+    in an image, and what the update says little about stays smooth.
 
     It converges where the map is smooth (sigmoid, tanh, softplus; average pooling). At
     the kinks of ReLU and max pooling a linearisation holds only nearby: ``warm_start``
@@ -117,7 +113,7 @@ class _Walk:
         self._box = box
         self._damping = torch.zeros_like(self.squares)
         self._growth = torch.full_like(self.squares, 2.0)
-        self._scaled = _wave_scaling(self.inputs)
+        self._waves = Waves(self.inputs)
 
     @property
     def moving(self) -> bool:
@@ -135,16 +131,16 @@ class _Walk:
             # A pixel at an edge that would leave the box stays where it is.
             free = ~((self.inputs <= 0) & (downhill < 0) | (self.inputs >= 1) & (downhill > 0))
 
-        def pixels(waves: Tensor) -> Tensor:
-            return torch.where(free, self._scaled(waves), 0)
+        def pixels(variables: Tensor) -> Tensor:
+            return torch.where(free, self._waves.pixels(variables), 0)
 
-        def waves(pixels: Tensor) -> Tensor:
-            return self._scaled(torch.where(free, pixels, 0))
+        def adjoint(pixels: Tensor) -> Tensor:
+            return self._waves.pixels(torch.where(free, pixels, 0))
 
         def curvature(direction: Tensor) -> Tensor:
-            return waves(line.vjp(line.jvp(pixels(direction))))
+            return adjoint(line.vjp(line.jvp(pixels(direction))))
 
-        downhill = waves(downhill)
+        downhill = adjoint(downhill)
         slope = _dot(downhill, downhill)
         largest = _dot(downhill, curvature(downhill)) / slope
         self._damping = torch.where(self._damping > 0, self._damping, _FIRST_DAMPING * largest)
@@ -163,31 +159,6 @@ class _Walk:
         eased = self._damping * (1 - (2 * gain - 1) ** 3).clamp(min=1 / 3)
         self._damping = torch.where(better, eased, self._damping * self._growth)
         self._growth = torch.where(better, 2.0, 2 * self._growth)
-
-
-def _wave_scaling(inputs: Tensor) -> Callable[[Tensor], Tensor]:
-    """A symmetric map of images: each cosine wave times how large nature has it.
-
-    Samples of less than two dimensions have no waves and are left alone.
-    """
-    if inputs.dim() < 4:
-        return lambda images: images
-    height, width = inputs.shape[-2:]
-    down, across = (_cosines(size).to(inputs) for size in (height, width))
-    longest = 1 / max(height, width)
-    rows, columns = (torch.arange(size, device=inputs.device) / size for size in (height, width))
-    frequencies = (rows.square()[:, None] + columns.square()).sqrt().to(inputs)
-    # The mean of an image is as large as its longest wave.
-    units: Tensor = (frequencies / longest).clamp(min=1) ** -_FALL
-    return lambda images: down.T @ ((down @ images @ across.T) * units) @ across
-
-
-def _cosines(size: int) -> Tensor:
-    """The orthonormal cosine basis ``(size, size)``, one wave a row (DCT-II)."""
-    count = torch.arange(size, dtype=torch.float64)
-    waves = (torch.pi / size * count[:, None] * (count + 0.5)).cos() * (2 / size) ** 0.5
-    waves[0] /= 2**0.5
-    return waves
 
 
 def _conjugate_gradients(

@@ -6,14 +6,13 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from fedleak.attacks.optimisation import (
     Best,
     LabelFirstAttack,
     Search,
     Watch,
-    total_variation,
+    smoothness,
 )
 from fedleak.gradients import cosine_distance, like
 
@@ -36,22 +35,22 @@ class AdamAttack(LabelFirstAttack):
         "zero along a cosine, or kept",
     )
     tv: float = Field(0.0, ge=0, le=10, description="weight of the total variation")
+    relative_tv: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="weight of the total variation in parts of the distance at hand",
+    )
     box: bool = Field(True, description="clamp pixels to 0..1 after each iteration")
 
     def _optimise(self, search: Search, watch: Watch) -> Best:
-        smoothed = self.tv > 0 and search.start.dim() >= 4
-
-        def penalty(inputs: Tensor) -> Tensor:
-            return self.tv * total_variation(inputs)
-
+        prior = smoothness(self.tv, self.relative_tv, search.start)
         inputs = search.start.clamp(0, 1) if self.box else search.start.clone()
         optimiser = torch.optim.Adam([inputs], lr=self.lr)
         decay = self._decay(optimiser)
         best = search.best(inputs)
         for iteration in range(1, self.iterations + 1):
-            objective, gradient, _ = search.evaluate(
-                inputs, search.labels, cosine_distance, penalty if smoothed else None
-            )
+            objective, gradient, _ = search.evaluate(inputs, search.labels, cosine_distance, prior)
             best.update(inputs, objective)
             if not watch(iteration, best):
                 break
@@ -82,10 +81,17 @@ class GS(AdamAttack):
     by ten after 3/8, 5/8 and 7/8 of the iterations; after each, pixels are clamped to
     [0, 1].
 
-    On the wire's exact updates the distance alone is enough and any total variation
-    blurs; it earns its weight where an update is noisy or a batch large. An untrained
-    network with small weights has cosine distances of 1e-6, so the default is small.
+    The paper's weight of the total variation, ``tv``, has to suit the scale of the
+    distance, which is 1e-6 for an untrained network with small weights and 0.1 for
+    others, and blurs what the distance alone would find exactly. By default the weight
+    is relative to the distance at hand instead: the objective is the distance times
+    ``1 + relative_tv * TV``. For the paper's own objective set ``relative_tv`` to 0.
     """
 
     kind: Literal["gs"] = "gs"
-    tv: float = Field(1e-6, ge=0, le=10, description="weight of the total variation")
+    relative_tv: float = Field(
+        30.0,
+        ge=0,
+        le=1e6,
+        description="weight of the total variation in parts of the distance at hand",
+    )

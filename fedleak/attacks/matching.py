@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from fedleak.attacks.lbfgs import minimise
-from fedleak.attacks.optimisation import Best, Search, Watch, total_variation
+from fedleak.attacks.optimisation import Best, Prior, Search, Watch
+from fedleak.attacks.waves import Waves
 from fedleak.gradients import squared_distance
 
 
-def match(search: Search, evaluations: int, box: bool, tv: float, watch: Watch) -> Best:
+def match(
+    search: Search, evaluations: int, box: bool, watch: Watch, prior: Prior | None = None
+) -> Best:
     """Minimise the relative squared distance, each candidate by a line search of its own.
 
     Args:
@@ -18,19 +21,16 @@ def match(search: Search, evaluations: int, box: bool, tv: float, watch: Watch) 
             best labels are probabilities.
         evaluations: Evaluations of the update map per candidate.
         box: Whether pixels are kept in [0, 1], as the squared sines of free variables.
-        tv: Weight of the total variation, for inputs of two dimensions or more.
         watch: Asked after every evaluation.
+        prior: See `Search.evaluate`.
     """
     shape = search.start.shape
+    waves = Waves(search.start)
     size = search.start[0].numel()
     joint = search.labels.is_floating_point()
-    smoothed = tv > 0 and search.start.dim() >= 4
-
-    def penalty(inputs: Tensor) -> Tensor:
-        return tv * total_variation(inputs)
 
     def read(points: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = points[:, :size].reshape(shape)
+        inputs = waves.pixels(points[:, :size].reshape(shape))
         labels = search.labels
         if joint:
             labels = points[:, size:].reshape(labels.shape).softmax(-1)
@@ -40,9 +40,7 @@ def match(search: Search, evaluations: int, box: bool, tv: float, watch: Watch) 
         with torch.enable_grad():
             variable = points.detach().requires_grad_()
             inputs, labels = read(variable)
-        values, of_inputs, of_labels = search.evaluate(
-            inputs, labels, squared_distance, penalty if smoothed else None
-        )
+        values, of_inputs, of_labels = search.evaluate(inputs, labels, squared_distance, prior)
         outputs, slopes = [inputs], [of_inputs]
         if of_labels is not None:
             outputs.append(labels)
@@ -58,7 +56,7 @@ def match(search: Search, evaluations: int, box: bool, tv: float, watch: Watch) 
         return watch(evaluation, best)
 
     start = search.start.clamp(0, 1).sqrt().asin() if box else search.start
-    start = start.flatten(1)
+    start = waves.variables(start).flatten(1)
     if joint:
         start = torch.cat([start, search.labels.flatten(1)], 1)
     minimise(function, start, evaluations, report=accepted)

@@ -42,11 +42,34 @@ _MOST_BYTES = 2**30
 """Memory that the targets of several observations may take, one copy per candidate."""
 
 
+Prior = Callable[[Tensor, Tensor], Tensor]
+"""Objectives ``(r,)`` of distances ``(r,)`` and inputs ``(r, b, *input)``."""
+
+
 def total_variation(images: Tensor) -> Tensor:
     """Mean absolute difference of neighbours, down plus across: ``(R, ..., H, W)`` to ``(R,)``."""
     down = (images[..., 1:, :] - images[..., :-1, :]).abs().flatten(1).mean(1)
     across = (images[..., :, 1:] - images[..., :, :-1]).abs().flatten(1).mean(1)
     return down + across
+
+
+def smoothness(tv: float, relative_tv: float, inputs: Tensor) -> Prior | None:
+    """Total variation as a prior for ``inputs``; None for flat ones, which have none.
+
+    Args:
+        tv: Its weight beside the distance.
+        relative_tv: Its weight in parts of the distance at hand, which keeps both in
+            proportion whatever the scale of the distance and however small it gets.
+        inputs: ``(R, b, *input)``.
+    """
+    if inputs.dim() < 4 or not (tv or relative_tv):
+        return None
+
+    def objective(distance: Tensor, at: Tensor) -> Tensor:
+        variation = total_variation(at)
+        return distance * (1 + relative_tv * variation) + tv * variation
+
+    return objective
 
 
 @dataclass(frozen=True)
@@ -82,7 +105,7 @@ class Search:
         inputs: Tensor,
         labels: Tensor,
         distance: Distance,
-        penalty: Callable[[Tensor], Tensor] | None = None,
+        prior: Prior | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The candidates' objectives and their gradients.
 
@@ -90,7 +113,7 @@ class Search:
             inputs: ``(R, b, *input)``.
             labels: ``(R, b)`` int64, or ``(R, b, K)`` class probabilities.
             distance: Of updates from their targets.
-            penalty: Added to it, a function of the inputs.
+            prior: What makes the objective of it; the distance itself if not given.
 
         Returns:
             ``(R,)``, ``(R, b, *input)`` and, for class probabilities, ``(R, b, K)``.
@@ -98,7 +121,7 @@ class Search:
 
         def objective(update: Update, at: Tensor, rows: slice) -> Tensor:
             value = distance(update, self.aim(rows))
-            return value if penalty is None else value + penalty(at)
+            return value if prior is None else prior(value, at)
 
         return self.mapping.value_and_grads(objective, inputs, labels)
 

@@ -6,6 +6,9 @@ or position, so it holds for a user's own model too.
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +21,12 @@ from fedleak.gradients import evaluation_copy
 
 _ROUNDING = 1e-9
 """Probes run in float64; what agrees to this is equal."""
+
+_SAME = 1e-4
+"""Of a pixel's range: features that differ by less, in float32, show the same pixel."""
+
+_CHECKS = 3
+"""Samples of noise that confirm it."""
 
 _COARSE = 5
 """Pixels from one point of coarse noise to the next."""
@@ -34,7 +43,7 @@ class Probe:
     """
 
     output: Tensor
-    inputs: Mapping[str, Tensor]
+    inputs: dict[str, Tensor]
     outputs: Mapping[str, Tensor]
 
 
@@ -46,7 +55,7 @@ def probe(
     Raises:
         RuntimeError, ValueError: The model does not accept such samples.
     """
-    network = evaluation_copy(model, train_mode, samples)
+    network = network_without(tensors, model, train_mode, samples)
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def watch(name: str, layer: nn.Module) -> None:
@@ -59,17 +68,63 @@ def probe(
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Linear):
             watch(name, layer)
-    known = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    known |= {name for name, _ in network.named_buffers(remove_duplicate=False)}
-    given = {name: value.to(samples) for name, value in tensors.items() if name in known}
     with torch.no_grad():
-        output = functional_call(network, given, (samples,))
+        output = functional_call(network, _given(network, tensors, samples), (samples,))
     once = {name: records[0] for name, records in calls.items() if len(records) == 1}
     return Probe(
         output=output,
         inputs={name: before for name, (before, _) in once.items()},
         outputs={name: after for name, (_, after) in once.items()},
     )
+
+
+class _Seen(Exception):
+    """Ends a forward pass once a layer was given its input."""
+
+
+def seen_by(
+    name: str,
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    train_mode: bool,
+    samples: Tensor,
+) -> Tensor:
+    """What one layer is given for ``(n, *input)`` samples; what follows it is not computed."""
+    network = network_without(tensors, model, train_mode, samples)
+    seen: list[Tensor] = []
+
+    def stop(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen.append(arguments[0])
+        raise _Seen
+
+    network.get_submodule(name).register_forward_pre_hook(stop)
+    with torch.no_grad(), contextlib.suppress(_Seen):
+        functional_call(network, _given(network, tensors, samples), (samples,))
+    return seen[0]
+
+
+def _given(network: nn.Module, tensors: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+    """Those of the tensors that the network has, on the device and in the type of ``like``."""
+    known = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    known |= {name for name, _ in network.named_buffers(remove_duplicate=False)}
+    return {name: value.to(like) for name, value in tensors.items() if name in known}
+
+
+def network_without(
+    tensors: Mapping[str, Tensor], model: nn.Module, train_mode: bool, like: Tensor
+) -> nn.Module:
+    """An `evaluation_copy` of ``model``, to be called with the given tensors.
+
+    Of the parameters and buffers that they replace nothing is copied.
+    """
+    named = (*model.named_parameters(), *model.named_buffers())
+    replaced = {id(tensor): _stand_in(tensor) for name, tensor in named if name in tensors}
+    return evaluation_copy(copy.deepcopy(model, replaced), train_mode, like)
+
+
+def _stand_in(tensor: Tensor) -> Tensor:
+    empty = torch.empty(0, dtype=tensor.dtype)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def samples_like(count: int, input_shape: tuple[int, ...]) -> Tensor:
@@ -99,70 +154,122 @@ def final_dense(seen: Probe) -> str | None:
 
 @dataclass(frozen=True)
 class InputLayer:
-    """A dense layer that sees every input feature by itself, in known scale and order.
+    """A dense layer among whose inputs every pixel appears by itself, at a known place.
 
-    Its feature ``j`` is ``scale[j] * flattened input[source[j]] + shift[j]``; scale and
-    shift are those of the normalisation inside the model (1 and 0 where it has none).
+    Pixel ``j`` of the flattened sample is feature ``carrier[j]`` of the layer, as
+    ``scale[j] * pixel + shift[j]``. Scale and shift are those of whatever lies between:
+    normalisation inside the model, convolutions or dense layers that pass the sample on.
+    The layer may have further features.
 
     Attributes:
         name: Name of the `torch.nn.Linear`.
-        scale: ``(features,)`` float64, never 0.
-        shift: ``(features,)`` float64.
-        source: ``(features,)`` int64, a permutation.
+        carrier: ``(pixels,)`` int64, distinct.
+        scale: ``(pixels,)`` float64, never 0.
+        shift: ``(pixels,)`` float64.
     """
 
     name: str
+    carrier: Tensor
     scale: Tensor
     shift: Tensor
-    source: Tensor
 
     def pixels(self, features: Tensor, input_shape: tuple[int, ...]) -> Tensor:
-        """Undo normalisation and order: ``(m, features)`` to ``(m, *input)``, float64."""
-        flat = torch.empty_like(features, dtype=torch.float64)
-        flat[:, self.source] = (features.double() - self.shift) / self.scale
-        return flat.reshape(-1, *input_shape)
+        """Undo what was done on the way: ``(m, features)`` to ``(m, *input)``, same type."""
+        carried = features[:, self.carrier.to(features.device)]
+        return ((carried - self.shift.to(features)) / self.scale.to(features)).reshape(
+            -1, *input_shape
+        )
 
 
 def input_dense(
     model: nn.Module, tensors: Mapping[str, Tensor], train_mode: bool, input_shape: tuple[int, ...]
 ) -> InputLayer | None:
-    """Find the dense layer that sees the model's input, if there is one.
+    """Find the last dense layer that sees the model's input, if there is one.
 
-    Black and white samples give each feature's shift and scale, a sample of distinct
-    values gives the order of the features, and one more sample confirms all three.
-    Every sample is probed as a batch of two copies of itself, so that a layer which
-    normalises by batch statistics shows that it does not pass the input on.
+    Trained or not, a layer does not hand its input on, so this is the first one, unless a
+    malicious server made others pass the input to it.
+
+    A black and a white sample give each feature's shift and scale if it carries a pixel,
+    two samples that spell every pixel's number say which one, and noise confirms it. The
+    noise must then look the same in another batch: a layer behind one that normalises by
+    batch statistics does not see the input.
 
     Args:
         model: The architecture.
-        tensors: Parameters and buffers by name.
+        tensors: Parameters and buffers by name; the model's own stand in for others.
         train_mode: Whether the client trained in train mode.
         input_shape: ``*input`` of one sample.
 
     Raises:
         RuntimeError, ValueError: The model does not accept inputs of this shape.
     """
-    size = int(torch.Size(input_shape).numel())
-    generator = torch.Generator().manual_seed(0)
-    ramp = (torch.randperm(size, generator=generator, dtype=torch.float64) + 0.5) / size
-    check = torch.rand(size, generator=generator, dtype=torch.float64)
-    samples = [torch.zeros(size).double(), torch.ones(size).double(), ramp, check]
-    seen = [
-        probe(model, tensors, train_mode, sample.reshape(1, *input_shape).repeat_interleave(2, 0))
-        for sample in samples
-    ]
-    for name, features in seen[0].inputs.items():
-        if features.shape != (2, size):
+    spelt = spelling(input_shape).to(next(iter(tensors.values()), torch.empty(0)).device)
+    # In float32, as clients compute: nothing has to be copied, and it is exact enough.
+    seen = probe(model, tensors, train_mode, spelt)
+    for name, features in reversed(seen.inputs.items()):
+        if features.dim() != 2 or features.shape[1] < spelt[0].numel():
             continue
-        shift, white, ordered, checked = (each.inputs[name][0] for each in seen)
-        scale = white - shift
-        if not (scale.abs() > _ROUNDING).all():
+        carried = carried_pixels(features, spelt)
+        if not carried.all():
             continue
-        source = torch.empty(size, dtype=torch.int64)
-        source[((ordered - shift) / scale).argsort()] = ramp.argsort()
-        if torch.allclose(checked, scale * check[source] + shift, rtol=0, atol=_ROUNDING):
-            return InputLayer(name, scale, shift, source)
+        again = seen_by(name, model, tensors, train_mode, spelt[[-1, -1]])
+        if carried.same(features[-1], again[0]):
+            return InputLayer(name, carried.carrier, carried.scale, carried.shift)
     return None
+
+
+def spelling(input_shape: tuple[int, ...]) -> Tensor:
+    """Samples ``(n, *input)`` float32 in [0, 1] that tell every pixel by its values.
+
+    Black, white, the two digits of each pixel's number, and noise.
+    """
+    size = int(torch.Size(input_shape).numel())
+    base = math.isqrt(size) + 1
+    number = torch.arange(size)
+    digits = torch.stack([number // base, number % base]) / base
+    noise = torch.rand(_CHECKS, size, generator=torch.Generator().manual_seed(0))
+    samples = torch.cat([torch.zeros(1, size), torch.ones(1, size), digits, noise])
+    return samples.reshape(-1, *input_shape)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Which of a layer's features show a pixel by itself, as ``scale * pixel + shift``.
+
+    Attributes:
+        carrier: ``(pixels,)`` int64, for each pixel a feature that shows it; -1 for none.
+        scale: ``(pixels,)`` float64.
+        shift: ``(pixels,)`` float64.
+    """
+
+    carrier: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def all(self) -> bool:
+        """Whether every pixel is shown."""
+        return bool((self.carrier >= 0).all())
+
+    def same(self, features: Tensor, others: Tensor) -> bool:
+        """Whether two of the layer's inputs ``(features,)`` show the same sample."""
+        apart = (features - others)[self.carrier].abs()
+        return bool((apart <= _SAME * self.scale.abs()).all())
+
+
+def carried_pixels(features: Tensor, spelt: Tensor) -> Carried:
+    """Find the pixels in what a layer was given ``(n, features)`` for `spelling` samples."""
+    samples = spelt.flatten(1)
+    size = samples.shape[1]
+    base = math.isqrt(size) + 1
+    black, white = features[:2].double()
+    scale = white - black
+    levels = (features[2:].double() - black) / scale
+    high, low = (levels[:2] * base).round().nan_to_num(-1, -1, -1).long()
+    pixel = (high * base + low).clamp(0, size - 1)
+    (places,) = ((levels - samples[2:, pixel]).abs() <= _SAME).all(0).nonzero(as_tuple=True)
+    carrier = torch.full((size,), -1, device=features.device)
+    carrier[pixel[places]] = places
+    return Carried(carrier, scale[carrier], black[carrier])
 
 
 def dense_chain(seen: Probe) -> tuple[str, ...]:

@@ -14,13 +14,14 @@ from fedleak.attacks import Attack
 from fedleak.auditor.cells import Cell, Outcome, finished
 from fedleak.auditor.executors import execute
 from fedleak.auditor.ledger import write_ledger
+from fedleak.auditor.notes import write_notes
 from fedleak.auditor.scoring import score
 from fedleak.auditor.subject import Subject, subject_of_scenario
-from fedleak.captures import CaptureStore, RunLayout, write_atomic
+from fedleak.captures import CaptureStore, RunLayout, StudyLayout, write_atomic
 from fedleak.errors import CaptureError, Problem, ResourceError, ScenarioError
 from fedleak.records import partition_name
 from fedleak.scenario import Audit, Scenario, load_scenario
-from fedleak.scenario.expectations import Verdict, judge
+from fedleak.scenario.expectations import IN_STUDIES, Verdict, judge
 
 _POLL_SECONDS = 1.0
 
@@ -86,11 +87,17 @@ def audit(
 
     Raises:
         ResourceError: There is no such run directory.
-        ScenarioError: Neither a scenario nor a subject is there, or no attack is named.
-        CaptureError: A capture is damaged or a round or client is not there.
+        ScenarioError: Neither a scenario nor a subject is there, no attack is named, or
+            a round or client that is named was not captured.
+        CaptureError: A capture is damaged, or there is none.
     """
     layout = RunLayout(Path(directory))
     if not layout.manifest.is_file():
+        if StudyLayout(layout.root).exists:
+            raise ResourceError(
+                f"{layout.root} is a study; its runs are audited as it runs. "
+                f"`fedleak audit {layout.root}` or `fedleak.studies.audit_study` adds attacks"
+            )
         raise ResourceError(
             f"{layout.root} holds no captures: it has no {layout.manifest.name}. "
             "`fedleak run SCENARIO` makes a run directory and prints its path"
@@ -126,6 +133,7 @@ def audit(
         known = fresh.get(outcome.cell)  # empty where there was nothing to score
         rows.extend(score(layout, subject, outcome) if known is None else known)
     write_ledger(layout.results, rows)
+    write_notes(store, subject, cells)
     verdicts: tuple[Verdict, ...] = ()
     if scenario is not None and scenario.expect:
         # Scores of other attacks, or of the same with other parameters, do not count.
@@ -141,8 +149,9 @@ def follow(
 ) -> Audited:
     """Audit a federation while it runs, each time it commits rounds.
 
-    Returns after the last round of the run's scenario. Captures that no scenario
-    describes have no last round: there it goes on until it is interrupted.
+    Returns after the last round of the run's scenario, or when the federation has ended
+    before it. Captures of another app do not say which round is the last: there it goes
+    on until it is interrupted.
 
     Args:
         directory: The run directory; it need not be there yet.
@@ -150,19 +159,24 @@ def follow(
         request: As for `audit`.
 
     Raises:
+        CaptureError: The federation ended before its first round.
         Whatever `audit` raises.
     """
     layout = RunLayout(Path(directory))
+    audited: Audited | None = None
     audited_rounds: list[int] = []
     while True:
+        ended = layout.ended.exists()  # looked at first: the rounds are complete then
         committed = CaptureStore(layout.root).rounds()
         if committed != audited_rounds:
             audited = audit(directory, **request)
             on_audited(audited)
             audited_rounds = committed
-            scenario = _scenario_of(layout)
-            if scenario is not None and len(committed) >= scenario.federation.rounds:
-                return audited
+        if ended:
+            if audited is None:
+                reason = json.loads(layout.ended.read_bytes())["reason"]
+                raise CaptureError(f"{layout.root} ended before its first round: {reason}")
+            return audited
         time.sleep(_POLL_SECONDS)
 
 
@@ -185,13 +199,18 @@ def _plan(
     # What the user names must be there. The scenario names what there may be: not every
     # client is asked in each round, and a run may have ended early.
     if missing := sorted(set(rounds or ()) - set(captured)):
-        raise CaptureError(
-            f"{store.layout.manifest}: no round {_listed(missing)}; there are {_listed(captured)}"
+        raise ScenarioError(
+            Problem(
+                "--rounds",
+                f"no round {_listed(missing)} was captured; there are {_listed(captured)}",
+            )
         )
     if unknown := sorted(set(clients or ()) - known):
-        raise CaptureError(
-            f"{store.layout.manifest}: no capture of {_listed(unknown)}; "
-            f"there are {_listed(sorted(known))}"
+        raise ScenarioError(
+            Problem(
+                "--clients",
+                f"no capture of {_listed(unknown)}; there are {_listed(sorted(known))}",
+            )
         )
     if scenario is not None:
         asked = scenario.audit
@@ -234,7 +253,7 @@ def _listed(names: Iterable[object]) -> str:
 def _write_verdicts(layout: RunLayout, verdicts: Sequence[Verdict]) -> None:
     listed = [
         {
-            **verdict.expectation.model_dump(mode="json"),
+            **verdict.expectation.model_dump(mode="json", exclude=IN_STUDIES),
             "measured": verdict.measured,
             "met": verdict.met,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
 from fedleak.attacks import Attack
 from fedleak.auditor.observe import observe
@@ -101,7 +103,7 @@ def run_cells(
     for cell in cells:
         observation = observe(store.load(cell.round, cell.client), subject, device, cell.labels)
         unsupported = attack.unsupported(
-            subject.model, observation.facts, subject.input_shape, subject.classes
+            _as_sent(observation), observation.facts, subject.input_shape, subject.classes
         )
         if unsupported is not None:
             yield _record(cell, store, "unsupported", unsupported, samples=observation.samples)
@@ -165,6 +167,13 @@ def _finish(
         else:
             return _record(cell, store, "done", "", seconds, samples, result)
     return _record(cell, store, "failed", str(result), seconds, samples)
+
+
+def _as_sent(observation: Observation) -> nn.Module:
+    """The model with the weights that the client was sent: what they are may matter."""
+    model = copy.deepcopy(observation.model)
+    model.load_state_dict({**observation.parameters, **observation.buffers}, strict=False)
+    return model
 
 
 def record_failure(cell: Cell, store: CaptureStore, reason: str) -> Outcome:

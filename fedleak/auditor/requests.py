@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from fedleak.captures import RunLayout
 from fedleak.errors import Problem, ScenarioError, nearest
 from fedleak.records import FACTS, partition_name
 from fedleak.scenario import Audit, load_scenario
+from fedleak.scenario.assignment import parse_assignment
 from fedleak.scenario.loading import audit_from
 
 
@@ -37,7 +37,7 @@ def parse_attacks(
         known = {attack.kind: attack.model_dump(mode="json") for attack in attacks}
     chosen = {kind: known.get(kind, {"kind": kind}) for kind in (kinds or known)}
     for setting in settings:
-        name, value = _assignment("--set", setting)
+        name, value = parse_assignment("--set", setting)
         kind, dot, parameter = name.partition(".")
         if not dot or kind not in chosen:
             listed = ", ".join(chosen) or "none"
@@ -144,7 +144,7 @@ def parse_subject(
 
 
 def _fact(text: str) -> tuple[str, float]:
-    name, value = _assignment("--fact", text)
+    name, value = parse_assignment("--fact", text)
     if name not in FACTS:
         listed = ", ".join(sorted(FACTS))
         message = f"{name!r} is no training fact; there are: {listed}.{nearest(name, FACTS)}"
@@ -175,13 +175,3 @@ def _integers(option: str, text: str) -> list[int]:
         raise ScenarioError(
             Problem(option, f"{text!r} is not a list of whole numbers such as 1,3")
         ) from None
-
-
-def _assignment(option: str, text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ScenarioError(Problem(option, f"{text!r} is not of the form NAME=VALUE"))
-    try:
-        return name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return name, value

@@ -8,15 +8,19 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from fedleak.attacks import Analytic
+from fedleak.attacks.gradient_rows import gradient_rows
 from fedleak.auditor.cells import Outcome, reconstruction_of
+from fedleak.auditor.observe import observe
 from fedleak.auditor.subject import Subject
-from fedleak.captures import RunLayout, write_atomic
-from fedleak.measures import SCORES, match
+from fedleak.captures import CaptureStore, RunLayout, write_atomic
+from fedleak.measures import EXTRACTION_SCORES, SAMPLE_SCORES, extraction, match
 from fedleak.records import Truth
 
 Row = dict[str, Any]
 
-_SCORES = [score.model_validate({}) for score in SCORES]
+_SAMPLE_SCORES = [score.model_validate({}) for score in SAMPLE_SCORES]
+_EXTRACTION_SCORES = [score.model_validate({}) for score in EXTRACTION_SCORES]
 
 
 def score(layout: RunLayout, subject: Subject, outcome: Outcome) -> Iterator[Row]:
@@ -24,7 +28,8 @@ def score(layout: RunLayout, subject: Subject, outcome: Outcome) -> Iterator[Row
 
     Yields one row per true sample and score, for the results table. A true sample that
     no reconstruction was matched to has no image scores; ``match`` is -1 there, and its
-    label counts as not recovered. A reconstruction of another shape was made for a
+    label counts as not recovered. An extraction from gradient rows has scores as a
+    whole, too, with ``sample`` -1. A reconstruction of another shape was made for a
     subject of another shape and is left out.
     """
     if outcome.status != "done":
@@ -36,21 +41,27 @@ def score(layout: RunLayout, subject: Subject, outcome: Outcome) -> Iterator[Row
     if reconstruction.inputs.shape[1:] != truth.inputs.shape[1:]:
         return
     _keep_original(layout, outcome.round, outcome.client, truth)
+    cell = {
+        "cell": outcome.cell,
+        "round": outcome.round,
+        "client": outcome.client,
+        "attack": outcome.attack,
+        "layer": None,
+    }
     matches = match(reconstruction, truth)
-    for metric in _SCORES:
+    for metric in _SAMPLE_SCORES:
         values = metric.score(reconstruction, truth, matches)
         for sample, (matched, value) in enumerate(zip(matches, values, strict=True)):
-            yield {
-                "cell": outcome.cell,
-                "round": outcome.round,
-                "client": outcome.client,
-                "attack": outcome.attack,
-                "sample": sample,
-                "match": int(matched),
-                "metric": metric.kind,
-                "value": float(value),
-                "layer": None,
-            }
+            told = {"metric": metric.kind, "value": float(value)}
+            yield {**cell, **told, "sample": sample, "match": int(matched)}
+    if outcome.attack == Analytic.kind_name():
+        capture = CaptureStore(layout.root).load(outcome.round, outcome.client)
+        rows = gradient_rows(observe(capture, subject))
+        pixels = rows.ratios().reshape(-1, *subject.input_shape)
+        counts = extraction(pixels, rows.total, reconstruction, truth)
+        for measure in _EXTRACTION_SCORES:
+            told = {"metric": measure.kind, "value": measure.value(counts)}
+            yield {**cell, **told, "sample": -1, "match": -1}
 
 
 def _keep_original(layout: RunLayout, round: int, client: str, truth: Truth) -> None:

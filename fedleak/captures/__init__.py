@@ -1,6 +1,6 @@
 """The capture store: atomic writer, verifying reader, manifest."""
 
-from fedleak.captures.layout import RunLayout, write_atomic
+from fedleak.captures.layout import RunLayout, StudyLayout, write_atomic
 from fedleak.captures.store import CaptureStore
 
-__all__ = ["CaptureStore", "RunLayout", "write_atomic"]
+__all__ = ["CaptureStore", "RunLayout", "StudyLayout", "write_atomic"]

@@ -28,11 +28,23 @@ class RunLayout:
         return self.root / "run.log"
 
     @property
+    def participants(self) -> Path:
+        return self.root / "participants.json"
+
+    @property
+    def ended(self) -> Path:
+        return self.root / "ended.json"
+
+    @property
     def manifest(self) -> Path:
         return self.root / "manifest.json"
 
+    @property
+    def captures(self) -> Path:
+        return self.root / "captures"
+
     def round(self, number: int) -> Path:
-        return self.root / "captures" / f"round-{number:04d}"
+        return self.captures / f"round-{number:04d}"
 
     @property
     def cells(self) -> Path:
@@ -52,6 +64,50 @@ class RunLayout:
     @property
     def expectations(self) -> Path:
         return self.root / "audit" / "expectations.json"
+
+    @property
+    def notes(self) -> Path:
+        return self.root / "audit" / "notes.json"
+
+
+@dataclass(frozen=True)
+class StudyLayout:
+    """Paths inside the directory of a study; creates nothing by itself."""
+
+    root: Path
+
+    @property
+    def scenario(self) -> Path:
+        return self.root / "scenario.toml"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def cells(self) -> Path:
+        return self.root / "cells"
+
+    def run(self, cell: str, repeat: int) -> Path:
+        """The run directory of one repeat of a cell."""
+        return self.cells / cell / f"repeat-{repeat}"
+
+    def outcome(self, cell: str, repeat: int) -> Path:
+        """What became of the run; a finished file is a finished run."""
+        return self.cells / cell / f"repeat-{repeat}.json"
+
+    @property
+    def table(self) -> Path:
+        return self.root / "study.parquet"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "study.json"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a study was started here."""
+        return self.scenario.is_file() and self.cells.is_dir()
 
 
 def write_atomic(path: Path, content: bytes) -> None:

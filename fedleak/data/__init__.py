@@ -16,9 +16,10 @@ from fedleak.data.partitioning import (
     PathologicalPartition,
 )
 from fedleak.data.source import Source
+from fedleak.data.text_jsonl import TextJsonl
 from fedleak.data.torchvision_sets import Cifar10, Cifar100, FashionMnist, Mnist
 
-SOURCES = (Mnist5k, Digits, Mnist, FashionMnist, Cifar10, Cifar100, Npz, ImageFolder)
+SOURCES = (Mnist5k, Digits, Mnist, FashionMnist, Cifar10, Cifar100, Npz, ImageFolder, TextJsonl)
 PARTITIONS = (IidPartition, PathologicalPartition, DirichletPartition, NaturalPartition)
 
 __all__ = [

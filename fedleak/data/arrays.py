@@ -157,7 +157,10 @@ def _complaints(dataset: Dataset) -> Iterator[str]:
     if len(inputs) == 0:
         yield "there are no samples."
         return
-    if inputs.dtype != np.uint8 and inputs.dtype.kind != "f":
+    if dataset.vocabulary:
+        if inputs.dtype != np.int64 or inputs.min() < 0 or inputs.max() >= len(dataset.vocabulary):
+            yield f"tokens must be int64 in 0..{len(dataset.vocabulary) - 1}."
+    elif inputs.dtype != np.uint8 and inputs.dtype.kind != "f":
         yield f"inputs have type {inputs.dtype}; use uint8 in 0..255 or floating point in [0, 1]."
     elif inputs.dtype.kind == "f":
         low, high = float(inputs.min()), float(inputs.max())

@@ -45,8 +45,9 @@ def batches(
     chosen: list[Indices] = []
     while len(chosen) < count:
         order = rng.permutation(examples).astype(np.int64)
-        chosen += np.split(order, range(batch_size, examples, batch_size))
-    return chosen[:count]
+        starts = range(0, examples, batch_size)[: count - len(chosen)]
+        chosen += [order[start : start + batch_size] for start in starts]
+    return chosen
 
 
 def batch_sizes(examples: int, batch_size: int, steps: int) -> list[int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -12,6 +15,8 @@ from fedleak.data.arrays import as_images, as_labels
 from fedleak.data.source import Source
 from fedleak.errors import Problem, ScenarioError
 from fedleak.records import Dataset, DataSplits
+
+_QMNIST_HEADER, _QMNIST_COLUMNS = 12, 8
 
 
 class TorchvisionSet(Source):
@@ -61,11 +66,52 @@ class TorchvisionSet(Source):
 
 
 class Mnist(TorchvisionSet):
-    """MNIST: 60,000 + 10,000 digits, 1x28x28, read from ``root/MNIST/raw``."""
+    """MNIST: 60,000 + 10,000 digits, 1x28x28, read from ``root/MNIST/raw``.
+
+    With QMNIST's label files it is known who wrote each digit (Yadav and Bottou 2019):
+    the attributes ``writer``, a number, and ``series``, the NIST series, 0 to 3 for
+    census employees and 4 for students.
+    """
 
     torchvision_name = "MNIST"
     classes = 10
     kind: Literal["mnist"] = "mnist"
+    writers: Path | None = Field(
+        None, description="directory of qmnist-train- and qmnist-test-labels-idx2-int.gz"
+    )
+
+    def load(self) -> DataSplits:
+        splits = super().load()
+        if self.writers is None:
+            return splits
+        return DataSplits(
+            train=_with_writers(splits.train, self.writers / "qmnist-train-labels-idx2-int.gz"),
+            test=_with_writers(splits.test, self.writers / "qmnist-test-labels-idx2-int.gz"),
+        )
+
+
+def _with_writers(dataset: Dataset, path: Path) -> Dataset:
+    """Add what QMNIST says of each digit; of the test set it knows 60,000, MNIST's first.
+
+    Raises:
+        ScenarioError: The file is missing, damaged or of other digits.
+    """
+    try:
+        with gzip.open(path) as file:
+            content = file.read()
+        rows = np.frombuffer(content, ">i4", offset=_QMNIST_HEADER).reshape(-1, _QMNIST_COLUMNS)
+    except FileNotFoundError:
+        raise ScenarioError(Problem("data.writers", f"there is no file {str(path)!r}.")) from None
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ScenarioError(
+            Problem("data.writers", f"{str(path)!r} cannot be read: {error}.")
+        ) from error
+    rows = rows[: len(dataset)].astype(np.int64)
+    label, series, writer = rows[:, 0], rows[:, 1], rows[:, 2]
+    if not np.array_equal(label, dataset.labels):
+        message = f"{str(path)!r} is not about these {len(dataset)} digits: the classes differ."
+        raise ScenarioError(Problem("data.writers", message))
+    return replace(dataset, attributes={"writer": writer, "series": series})
 
 
 class FashionMnist(TorchvisionSet):

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from fedleak.measures.extraction import EXTRACTION_SCORES, ExtractionScore, extraction
 from fedleak.measures.label_accuracy import LabelAccuracy
 from fedleak.measures.matching import match
 from fedleak.measures.mse import MSE
 from fedleak.measures.psnr import PSNR
-from fedleak.measures.score import InputScore, Score
+from fedleak.measures.score import InputScore, SampleScore, Score
 from fedleak.measures.ssim import SSIM
 
-SCORES: tuple[type[Score], ...] = (MSE, PSNR, SSIM, LabelAccuracy)
+SAMPLE_SCORES: tuple[type[SampleScore], ...] = (MSE, PSNR, SSIM, LabelAccuracy)
+SCORES: tuple[type[Score], ...] = (*SAMPLE_SCORES, *EXTRACTION_SCORES)
 
-__all__ = ["MSE", "PSNR", "SCORES", "SSIM", "InputScore", "LabelAccuracy", "Score", "match"]
+__all__ = [
+    "EXTRACTION_SCORES",
+    "MSE",
+    "PSNR",
+    "SAMPLE_SCORES",
+    "SCORES",
+    "SSIM",
+    "ExtractionScore",
+    "InputScore",
+    "LabelAccuracy",
+    "SampleScore",
+    "Score",
+    "extraction",
+    "match",
+]

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedleak.measures.score import Score
+from fedleak.measures.score import SampleScore
 from fedleak.records import Indices, Reconstruction, Truth
 
 
-class LabelAccuracy(Score):
+class LabelAccuracy(SampleScore):
     """1 where the reconstructed label is the true one, else 0.
 
     A true sample without a match counts as 0. NaN throughout where the attack says

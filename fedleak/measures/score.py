@@ -12,6 +12,10 @@ from fedleak.records import Indices, Reconstruction, Truth
 
 
 class Score(Component):
+    """Compares what an attack got with the truth."""
+
+
+class SampleScore(Score):
     """Compares a reconstruction with the truth, one value for each true sample."""
 
     @abstractmethod
@@ -29,7 +33,7 @@ class Score(Component):
         """
 
 
-class InputScore(Score):
+class InputScore(SampleScore):
     """Compares the samples themselves; NaN for a true sample without a match."""
 
     def score(self, reconstruction: Reconstruction, truth: Truth, matches: Indices) -> Tensor:

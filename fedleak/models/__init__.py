@@ -6,6 +6,7 @@ from fedleak.models.architecture import Architecture
 from fedleak.models.boenisch import BoenischCnn, BoenischFc
 from fedleak.models.building import build, check_model, normalised
 from fedleak.models.custom import CustomModel
+from fedleak.models.dropout import DROPOUT_NOTE, has_dropout
 from fedleak.models.initialisation import (
     DefaultInit,
     Init,
@@ -17,11 +18,13 @@ from fedleak.models.initialisation import (
 from fedleak.models.lenet import LeNet, LeNetDlg
 from fedleak.models.mlp import Mlp
 from fedleak.models.resnet18 import ResNet18
+from fedleak.models.text import BoenischText
 
-MODELS = (Mlp, LeNetDlg, LeNet, BoenischFc, BoenischCnn, ResNet18)
+MODELS = (Mlp, LeNetDlg, LeNet, BoenischFc, BoenischCnn, ResNet18, BoenischText)
 INITS = (DefaultInit, UniformInit, NormalInit, XavierInit, KaimingInit)
 
 __all__ = [
+    "DROPOUT_NOTE",
     "INITS",
     "MODELS",
     "Architecture",
@@ -30,5 +33,6 @@ __all__ = [
     "Init",
     "build",
     "check_model",
+    "has_dropout",
     "normalised",
 ]

@@ -15,7 +15,12 @@ from fedleak.seeding import derive
 
 
 def build(
-    model: Architecture, init: Init, input_shape: tuple[int, ...], classes: int, seed: int
+    model: Architecture,
+    init: Init,
+    input_shape: tuple[int, ...],
+    classes: int,
+    seed: int,
+    tokens: int = 0,
 ) -> nn.Module:
     """Make a network with its initial weights; the same arguments give the same weights.
 
@@ -28,6 +33,7 @@ def build(
         input_shape: Shape of one sample.
         classes: Number of outputs.
         seed: The scenario's seed.
+        tokens: Tokens in the vocabulary, if the samples are texts.
 
     Raises:
         ScenarioError: The architecture does not fit the data.
@@ -46,7 +52,7 @@ def build(
             ) from error
         init.apply(network)
         network = normalised(model, network, input_shape)
-        check_model(network, input_shape, classes)
+        check_model(network, input_shape, classes, tokens)
     return network
 
 
@@ -64,13 +70,17 @@ def normalised(model: Architecture, network: nn.Module, input_shape: tuple[int, 
     return network
 
 
-def check_model(model: nn.Module, input_shape: tuple[int, ...], classes: int) -> None:
+def check_model(
+    model: nn.Module, input_shape: tuple[int, ...], classes: int, tokens: int = 0
+) -> None:
     """Pass two blank samples through ``model`` in evaluation mode.
 
     Args:
         model: The network.
         input_shape: Shape of one sample.
         classes: Number of outputs that the data asks for.
+        tokens: Tokens in the vocabulary, if the samples are texts; they are blank but
+            for the last of them.
 
     Raises:
         ScenarioError: The network does not take the samples, or does not give one logit
@@ -92,9 +102,13 @@ def check_model(model: nn.Module, input_shape: tuple[int, ...], classes: int) ->
     ]
     training = [(module, module.training) for module in model.modules()]
     samples = f"the data's samples have shape {input_shape}"
+    blank = torch.zeros(2, *input_shape)
+    if tokens:
+        samples = f"{samples} and are tokens 0..{tokens - 1}"
+        blank = torch.full(blank.shape, tokens - 1)
     try:
         with torch.no_grad():
-            output = model.eval()(torch.zeros(2, *input_shape))
+            output = model.eval()(blank)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         where = f" ({entered[-1]})" if entered else ""
         message = f"{samples}, and the model does not take them{where}: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 
 from pydantic import Field, JsonValue
 from torch import nn
@@ -28,8 +29,8 @@ class CustomModel(Architecture):
         """Import the class and make the network.
 
         Raises:
-            ScenarioError: It cannot be imported, does not take the parameters, or gives
-                something else. What it raises itself is passed on.
+            ScenarioError: It cannot be imported, does not take the parameters, raises
+                an error of its own, or gives something else.
         """
         try:
             make = import_object(self.kind)
@@ -42,7 +43,12 @@ class CustomModel(Architecture):
         except TypeError as error:
             message = f"{self.kind!r} does not take these parameters: {error}."
             raise ScenarioError(Problem("model.parameters", message)) from error
-        model = make(**self.parameters)
+        try:
+            model = make(**self.parameters)
+        except Exception as error:  # whatever the user's code does
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            message = f"{self.kind!r} raised {error!r} ({frame.filename}, line {frame.lineno})."
+            raise ScenarioError(Problem("model.kind", message)) from error
         if not isinstance(model, nn.Module):
             message = f"{self.kind!r} gave {type(model).__name__}; it must give a torch.nn.Module."
             raise ScenarioError(Problem("model.kind", message))

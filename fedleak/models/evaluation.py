@@ -33,7 +33,7 @@ def evaluate(
         for start in range(0, len(chosen), _BATCH):
             batch = chosen[start : start + _BATCH]
             labels = torch.from_numpy(dataset.labels[batch]).to(device)
-            outputs = model(torch.from_numpy(dataset.pixels(batch)).to(device))
+            outputs = model(torch.from_numpy(dataset.samples(batch)).to(device))
             loss += float(functional.cross_entropy(outputs, labels, reduction="sum"))
             correct += int((outputs.argmax(dim=1) == labels).sum())
     return {"loss": loss / len(chosen), "accuracy": correct / len(chosen)}

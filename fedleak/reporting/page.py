@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from fedleak.captures import write_atomic
 from fedleak.reporting import text
@@ -33,13 +34,18 @@ def write_page(run: Path) -> Path:
             written.
         CaptureError: A file of it is damaged; the message names the file.
     """
-    results = read_results(run)
-    path = Path(run) / "report" / "index.html"
-    write_atomic(path, _render(results).encode())
+    return put_page(Path(run), _render(read_results(run)))
+
+
+def put_page(directory: Path, page: str) -> Path:
+    """Write a page where the reports of a directory lie."""
+    path = directory / "report" / "index.html"
+    write_atomic(path, page.encode())
     return path
 
 
-def _render(results: Results) -> str:
+def fill(template: str, **values: Any) -> str:
+    """Fill one of this package's templates; everything but the style is escaped."""
     import jinja2
     from markupsafe import Markup
 
@@ -52,16 +58,21 @@ def _render(results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    style = Markup((here / "page.css").read_text(encoding="utf-8"))
+    return environment.get_template(template).render(style=style, text=text, **values)
+
+
+def _render(results: Results) -> str:
     rows = summary_rows(results)
     scored = [row for row in worst_first(rows) if row.psnr_best is not None]
     metrics = dict.fromkeys(name for record in results.rounds.values() for name in record.metrics)
-    return environment.get_template("page.html.j2").render(
-        style=Markup((here / "page.css").read_text(encoding="utf-8")),
-        text=text,
+    return fill(
+        "page.html.j2",
         name=results.layout.root.resolve().name,
         answer=answer(results),
         threshold=RECONSTRUCTED_DB,
         strongest=scored[0] if scored else None,
+        notes=results.notes,
         troubles=troubles(results),
         wall=build_wall(results),
         most_cards=MOST_CARDS,

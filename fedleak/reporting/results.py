@@ -23,13 +23,13 @@ T = TypeVar("T")
 CellStatus = Literal["done", "failed", "unsupported"]
 
 
-class _Stored(BaseModel):
+class Stored(BaseModel):
     """A record read from JSON. Keys a newer writer may add are passed over."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class Cell(_Stored):
+class Cell(Stored):
     """One attack on one capture, as the auditor recorded it."""
 
     cell: str
@@ -42,18 +42,32 @@ class Cell(_Stored):
     seconds: float
 
 
-class Expectation(_Stored):
-    """A published value or a limit beside the value measured; None if none was."""
+class Expectation(Stored):
+    """A published value or a limit beside the value measured; None if none was.
+
+    In a study it is about a cell, or about the difference from that to another one, and
+    ``low`` to ``high`` is the 95 % interval of the measured mean, where there is one.
+    """
 
     metric: str
     attack: str | None = None
+    layer: str | None = None
+    cell: str = ""
+    minus: str | None = None
     aggregate: str = ""
     comparison: str
     value: float
     tolerance: float = 0.0
     measured: float | None
+    low: float | None = None
+    high: float | None = None
     met: bool
     source: str = ""
+
+    @property
+    def subject(self) -> str:
+        """What was measured, in words: ``gs median psnr``."""
+        return " ".join(filter(None, (self.attack, self.aggregate, self.metric, self.layer)))
 
     @property
     def difference(self) -> float | None:
@@ -61,13 +75,13 @@ class Expectation(_Stored):
         return None if self.measured is None else self.measured - self.value
 
 
-class CapturedClient(_Stored):
+class CapturedClient(Stored):
     """The part of a manifest entry that a report shows."""
 
     facts: dict[str, float | bool] | None = None
 
 
-class Round(_Stored):
+class Round(Stored):
     """One committed round."""
 
     clients: dict[str, CapturedClient]
@@ -76,7 +90,7 @@ class Round(_Stored):
     metrics: dict[str, float] = {}
 
 
-class _Manifest(_Stored):
+class _Manifest(Stored):
     rounds: dict[int, Round]
 
 
@@ -117,6 +131,7 @@ class Results:
         expectations: Empty where the scenario has none.
         environment: Versions and machine, as recorded.
         scenario: The resolved scenario's text; None where FedLeak did not run the rounds.
+        notes: Sentences that a reader of the scores must know.
     """
 
     layout: RunLayout
@@ -126,6 +141,7 @@ class Results:
     expectations: tuple[Expectation, ...]
     environment: Mapping[str, Any]
     scenario: str | None
+    notes: tuple[str, ...]
 
     def samples(self, cell: Cell) -> dict[int, SampleScores]:
         """Scores of the cell's true samples, by index; empty without truth."""
@@ -197,27 +213,33 @@ def read_results(run: Path) -> Results:
             f"`fedleak audit {run}` finishes it"
         )
     cells = [_read_cell(path) for path in paths]
-    manifest = _read_json(layout.manifest, TypeAdapter(_Manifest))
+    manifest = read_json(layout.manifest, TypeAdapter(_Manifest))
     return Results(
         layout=layout,
         rounds=dict(sorted(manifest.rounds.items())),
         cells=tuple(sorted(cells, key=lambda cell: (cell.round, cell.client, cell.cell))),
         scores=_read_scores(layout.results),
-        expectations=_read_json(layout.expectations, TypeAdapter(tuple[Expectation, ...]), ()),
-        environment=_read_json(layout.environment, TypeAdapter(dict[str, Any]), {}),
+        expectations=read_json(layout.expectations, TypeAdapter(tuple[Expectation, ...]), ()),
+        environment=read_json(layout.environment, TypeAdapter(dict[str, Any]), {}),
         scenario=_read_text(layout.scenario),
+        notes=read_json(layout.notes, TypeAdapter(tuple[str, ...]), ()),
     )
 
 
 def _read_cell(path: Path) -> Cell:
-    cell = _read_json(path, TypeAdapter(Cell))
+    cell = read_json(path, TypeAdapter(Cell))
     # The names lead to other files, so they must not lead out of the run directory.
     if cell.cell != path.stem or "/" in cell.client:
         raise CaptureError(f"{path} says it is cell {cell.cell!r} of client {cell.client!r}")
     return cell
 
 
-def _read_json(path: Path, adapter: TypeAdapter[T], default: T | None = None) -> T:
+def read_json(path: Path, adapter: TypeAdapter[T], default: T | None = None) -> T:
+    """Read and check a JSON file.
+
+    Raises:
+        CaptureError: It is damaged or, where there is no default, missing.
+    """
     try:
         return adapter.validate_json(path.read_bytes())
     except FileNotFoundError:

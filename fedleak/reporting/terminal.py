@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -9,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedleak.reporting import text
-from fedleak.reporting.results import Results, read_results
+from fedleak.reporting.results import Expectation, Results, read_results
 from fedleak.reporting.tables import (
     RECONSTRUCTED_DB,
     Trouble,
@@ -38,14 +39,16 @@ def terminal_report(run: Path) -> RenderableType:
     results = read_results(run)
     reply = answer(results)
     style = "bold red" if reply.reconstructed else "bold"
-    parts: list[RenderableType] = [Text(reply.sentence, style), *_leaks(results)]
+    parts: list[RenderableType] = [Text(reply.sentence, style)]
+    parts += [Text(note, "yellow") for note in results.notes]
+    parts += _leaks(results)
     if reply.samples and reply.unscored:
         note = f"No truth is available for {text.count(reply.unscored, 'attack')}: not scored."
         parts += [Text(), Text(note)]
     for trouble in troubles(results):
         parts += [Text(), _trouble(trouble)]
     if results.expectations:
-        parts += [Text(), _expectations(results)]
+        parts += [Text(), compared(results.expectations)]
     return Group(*parts)
 
 
@@ -59,7 +62,7 @@ def expectations_table(run: Path) -> Table:
         ResourceError: ``run`` is no run directory, or has not been audited.
         CaptureError: A file of it is damaged; the message names the file.
     """
-    return _expectations(read_results(run))
+    return compared(read_results(run).expectations)
 
 
 def _leaks(results: Results) -> list[RenderableType]:
@@ -79,9 +82,9 @@ def _leaks(results: Results) -> list[RenderableType]:
     for row in scored[:MOST_ROWS]:
         leaked = row.psnr_best is not None and row.psnr_best >= RECONSTRUCTED_DB
         table.add_row(
-            _outside(row.client),
+            outside(row.client),
             str(row.round),
-            _outside(f"{row.attack} {row.settings}".strip()),
+            outside(f"{row.attack} {row.settings}".strip()),
             *([text.decibel(row.psnr_best)] if several else []),
             text.decibel(row.psnr_median),
             text.ratio(row.ssim),
@@ -105,35 +108,39 @@ def _leaks(results: Results) -> list[RenderableType]:
 def _trouble(trouble: Trouble) -> Text:
     return Text.assemble(
         (f"{trouble.status}: ", "yellow"),
-        _outside(trouble.attack),
+        outside(trouble.attack),
         f" on {text.count(trouble.cells, 'update')}: ",
-        _outside(trouble.reason),
+        outside(trouble.reason),
     )
 
 
-def _expectations(results: Results) -> Table:
+def compared(expectations: Sequence[Expectation]) -> Table:
+    """Published against measured values."""
+    cells = any(expectation.cell for expectation in expectations)
+    sources = any(expectation.source for expectation in expectations)
     table = Table(box=None, pad_edge=False, header_style="dim")
+    if cells:
+        table.add_column("cell", overflow="fold")
     table.add_column("expected", overflow="fold")
     for name in ("published", "measured", "difference"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("met")
-    table.add_column("source", overflow="fold")
-    for expectation in results.expectations:
+    if sources:
+        table.add_column("source", overflow="fold")
+    for expectation in expectations:
+        minus = f" minus {expectation.minus}" if expectation.minus else ""
         table.add_row(
-            _outside(
-                " ".join(
-                    filter(None, (expectation.attack, expectation.aggregate, expectation.metric))
-                )
-            ),
+            *([outside(expectation.cell + minus)] if cells else []),
+            outside(expectation.subject),
             text.requirement(expectation.comparison, expectation.value, expectation.tolerance),
             text.plain(expectation.measured),
             text.plain(expectation.difference),
             Text("yes", "green") if expectation.met else Text("NO", "bold red"),
-            _outside(expectation.source),
+            *([outside(expectation.source)] if sources else []),
         )
     return table
 
 
-def _outside(words: str) -> Text:
+def outside(words: str) -> Text:
     """Text from a file: no markup, and no control characters that steer the terminal."""
     return Text("".join(letter if letter.isprintable() else "�" for letter in words))

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from fedleak.errors import Problem
+from fedleak.scenario.expectations import IN_STUDIES, SCORED
 from fedleak.scenario.schema import Scenario
 
 RestsOn = tuple[str, ...]
@@ -46,6 +47,13 @@ def combinations(scenario: Scenario) -> Iterator[tuple[Problem, RestsOn]]:
             yield Problem("audit.attacks", message), ("audit.attacks",)
     for index, expectation in enumerate(scenario.expect):
         path = f"expect.{index}"
+        for name in sorted(IN_STUDIES):
+            if getattr(expectation, name):
+                message = "only a study has cells to choose from; this scenario has no matrix"
+                yield Problem(f"{path}.{name}", message), (path,)
+        if expectation.metric not in SCORED:
+            message = f"{expectation.metric!r} is compared in studies only; there are: "
+            yield Problem(f"{path}.metric", message + ", ".join(SCORED)), (path,)
         if not kinds:
             message = "nothing is scored: audit.attacks is empty"
             yield Problem(path, message), (path, "audit.attacks")

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic_core import PydanticCustomError
 
-_AGGREGATES: dict[str, Callable[[list[float]], float]] = {
+from fedleak.measures import SCORES
+
+Aggregate = Literal["mean", "median", "min", "max"]
+AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
+
+SCORED: tuple[str, ...] = tuple(score.kind_name() for score in SCORES)
+"""What an audit measures."""
+MODEL_METRICS = ("accuracy", "loss")
+"""What the central party measures of the global model; a study takes the last round's."""
+TIME = "seconds"
+"""How long an attack took on one capture."""
+METRICS = (*SCORED, *MODEL_METRICS, TIME)
+
+IN_STUDIES = {"where", "minus", "over", "values"}
+"""Fields that choose among a study's cells."""
+
+_FUNCTIONS: dict[Aggregate, Callable[[Sequence[float]], float]] = {
     "mean": lambda values: float(np.mean(values)),
     "median": lambda values: float(np.median(values)),
     "min": min,
@@ -18,25 +35,55 @@ _AGGREGATES: dict[str, Callable[[list[float]], float]] = {
 }
 
 
+def _known(metric: str) -> str:
+    if metric not in METRICS:
+        listed = ", ".join(f"'{name}'" for name in METRICS)
+        raise PydanticCustomError("literal_error", "not a metric", {"expected": listed})
+    return metric
+
+
 class Expectation(BaseModel):
-    """One value that the audit's scores must meet."""
+    """A value that scores must meet or, in a study, a whole published table of values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    metric: Literal["mse", "psnr", "ssim", "label-accuracy"] = Field(
-        description="score that is compared"
-    )
+    metric: Annotated[
+        str, AfterValidator(_known), Field(json_schema_extra={"enum": list(METRICS)})
+    ] = Field(description="what is compared: a score or, in a study, also accuracy, loss, seconds")
     attack: str | None = Field(None, description="scores of this attack only; default all")
-    aggregate: Literal["mean", "median", "min", "max"] = Field(
-        "median",
-        description="how the scores of all reconstructed samples become one value",
+    layer: str | None = Field(
+        None, description="values of this layer only; default those that belong to no layer"
+    )
+    where: dict[str, JsonValue] = Field(
+        {}, description="in a study: cells with these values of the matrix; default all cells"
+    )
+    minus: dict[str, JsonValue] = Field(
+        {},
+        description="in a study: compare the difference to the cell that has these values instead",
+    )
+    aggregate: Aggregate = Field(
+        "median", description="how the scores of all reconstructed samples become one value"
     )
     comparison: Literal["==", ">=", "<="] = Field(description="measured COMPARISON value")
-    value: float = Field(description="published value or limit")
+    value: float | None = Field(None, description="published value or limit")
+    over: str | None = Field(
+        None, description="in a study, in place of value: the matrix key that values go by"
+    )
+    values: dict[str, float] = Field(
+        {}, description='with over: a published value for each, for example {"0.4" = 0.02}'
+    )
     tolerance: float = Field(
         0.0, ge=0, description="how far the measured value may miss, in the metric's unit"
     )
     source: str = Field("", description="where the value comes from, for example a table")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.value is None) == (self.over is None):
+            raise ValueError("needs either value, or over and values")
+        if (self.over is None) != (not self.values):
+            raise ValueError("over and values belong together")
+        return self
 
 
 @dataclass(frozen=True)
@@ -48,27 +95,37 @@ class Verdict:
     met: bool
 
 
+def aggregated(values: Sequence[float], aggregate: Aggregate) -> float:
+    """One value for several, at least one."""
+    return _FUNCTIONS[aggregate](values)
+
+
+def meets(expectation: Expectation, measured: float | None) -> bool:
+    """Whether a measured value is within the tolerance of what was expected."""
+    value = expectation.value
+    if measured is None or value is None:
+        return False
+    if expectation.comparison == "==":
+        return abs(measured - value) <= expectation.tolerance
+    if expectation.comparison == ">=":
+        return measured >= value - expectation.tolerance
+    return measured <= value + expectation.tolerance
+
+
 def judge(expectation: Expectation, scores: Iterable[Mapping[str, Any]]) -> Verdict:
     """Compare an expectation with the audit's rows.
 
     Args:
-        expectation: What was expected.
-        scores: Rows with ``attack``, ``metric`` and ``value``.
+        expectation: What was expected; a single value.
+        scores: Rows with ``attack``, ``metric``, ``layer`` and ``value``.
     """
     values = [
         row["value"]
         for row in scores
         if row["metric"] == expectation.metric
         and expectation.attack in (None, row["attack"])
+        and row["layer"] == expectation.layer
         and not math.isnan(row["value"])
     ]
-    if not values:
-        return Verdict(expectation, None, met=False)
-    measured = _AGGREGATES[expectation.aggregate](values)
-    if expectation.comparison == "==":
-        met = abs(measured - expectation.value) <= expectation.tolerance
-    elif expectation.comparison == ">=":
-        met = measured >= expectation.value - expectation.tolerance
-    else:
-        met = measured <= expectation.value + expectation.tolerance
-    return Verdict(expectation, measured, met)
+    measured = aggregated(values, expectation.aggregate) if values else None
+    return Verdict(expectation, measured, meets(expectation, measured))

@@ -14,9 +14,10 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedleak.errors import Problem, ScenarioError, nearest
+from fedleak.scenario.assignment import parse_assignment, put
 from fedleak.scenario.checks import combinations
 from fedleak.scenario.problems import key_path, problems_of
-from fedleak.scenario.schema import Audit, Scenario
+from fedleak.scenario.schema import Audit, Scenario, ScenarioFile
 
 _STAND_INS = {"data": {"kind": "mnist-5k"}, "model": {"kind": "mlp"}}
 """Required tables without a default; combinations do not depend on them."""
@@ -37,18 +38,46 @@ def load_scenario(
 
     Raises:
         ScenarioError: With every problem at once: syntax, unknown keys, wrong types,
-            values out of range, impossible combinations.
+            values out of range, impossible combinations. Or it is a study.
+    """
+    raw = read_document(source, overrides)
+    if is_study(raw):
+        raise ScenarioError(
+            Problem(
+                "",
+                "this is a study of several runs (it has matrix or repeats): load it with "
+                "`load_study`, or run it with `fedleak run`",
+            )
+        )
+    return scenario_from(raw)
+
+
+def read_document(
+    source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Read a scenario or a study and apply the overrides; checks no value.
+
+    Raises:
+        ScenarioError: It cannot be read, or an override leads nowhere.
     """
     raw = _read(source)
     problems: list[Problem] = []
     for override in overrides:
         try:
-            _assign(raw, override)
+            name, value = parse_assignment("--set", override, "key.path=value")
+            put(raw, name, value)
         except ScenarioError as error:
             problems += error.problems
+        except LookupError as error:
+            problems.append(Problem("--set", f"{override!r}: {error.args[0]}"))
     if problems:
         raise ScenarioError(problems)
-    return scenario_from(raw)
+    return raw
+
+
+def is_study(raw: Mapping[str, Any]) -> bool:
+    """Whether a document that was read stands for several runs."""
+    return "matrix" in raw or "repeats" in raw
 
 
 def scenario_of_run(run_config: Mapping[str, Any]) -> Scenario:
@@ -73,7 +102,7 @@ def scenario_from(raw: dict[str, Any]) -> Scenario:
         scenario = _validate(raw)
     except ValidationError as error:
         told = {problem.path for problem in problems}
-        problems += [p for p in problems_of(error, Scenario, raw) if p.path not in told]
+        problems += [p for p in problems_of(error, ScenarioFile, raw) if p.path not in told]
         scenario, dropped = _repaired(raw)
     problems += [
         problem
@@ -127,41 +156,6 @@ def _read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(Problem("", f"{path} is not valid TOML: {error}")) from error
-
-
-def _assign(raw: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise ScenarioError(Problem("--set", f"{override!r} is not of the form key.path=value"))
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    here: Any = raw
-    for key in keys[:-1]:
-        here = _child(here, key, override)
-    if isinstance(here, list):
-        here[_index(here, keys[-1], override)] = value
-    else:
-        here[keys[-1]] = value
-
-
-def _child(here: Any, key: str, override: str) -> Any:
-    child = (
-        here[_index(here, key, override)] if isinstance(here, list) else here.setdefault(key, {})
-    )
-    if not isinstance(child, (dict, list)):
-        raise ScenarioError(Problem("--set", f"{override!r}: {key!r} is a value, not a table"))
-    return child
-
-
-def _index(here: list[Any], key: str, override: str) -> int:
-    if not key.isdecimal() or int(key) >= len(here):
-        raise ScenarioError(
-            Problem("--set", f"{override!r}: {key!r} is no position in a list of {len(here)}")
-        )
-    return int(key)
 
 
 def _not_finite(value: Any, path: str = "") -> Iterator[Problem]:

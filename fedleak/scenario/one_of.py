@@ -13,13 +13,6 @@ from pydantic_core import CoreSchema
 from fedleak.components import Component
 
 
-def _tag(value: Any) -> str | None:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    if kind is None:
-        return None
-    return "custom" if isinstance(kind, str) and ":" in kind else str(kind)
-
-
 @dataclass(frozen=True)
 class OneOf:
     """Says that an entry is one of these components, chosen by ``kind``.
@@ -27,10 +20,12 @@ class OneOf:
     Attributes:
         components: The package's own components.
         custom: Takes the entry when ``kind`` has the form ``"module:name"``.
+        default: Takes the entry when it has no ``kind``.
     """
 
     components: tuple[type[Component], ...]
     custom: type[Component] | None = None
+    default: type[Component] | None = None
 
     @property
     def all(self) -> tuple[type[Component], ...]:
@@ -49,5 +44,13 @@ class OneOf:
             for component in self.all
         ]
         return handler.generate_schema(
-            Annotated[functools.reduce(operator.or_, tagged), Discriminator(_tag)]
+            Annotated[functools.reduce(operator.or_, tagged), Discriminator(self._tag)]
         )
+
+    def _tag(self, value: Any) -> str | None:
+        kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+        if kind is None:
+            # What is no table at all is told to be one.
+            stands_in = self.default if isinstance(value, dict) else None
+            return None if stands_in is None else stands_in.kind_name()
+        return "custom" if isinstance(kind, str) and ":" in kind else str(kind)

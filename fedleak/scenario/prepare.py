@@ -6,18 +6,24 @@ draw comes from a named stream they all arrive at the same partitions and batche
 
 from __future__ import annotations
 
+import copy
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
 
+from fedleak.components import Component
 from fedleak.data.batches import batches, client_split
 from fedleak.errors import Problem, ScenarioError
-from fedleak.models import build
+from fedleak.models import DROPOUT_NOTE, build, has_dropout
 from fedleak.records import DataSplits, Indices, TrainingFacts, Truth
 from fedleak.scenario.schema import Scenario
 from fedleak.seeding import stream
+from fedleak.traps import NoTrap
+from server_strategies import Served
 
 
 @dataclass(frozen=True)
@@ -36,13 +42,29 @@ class Prepared:
 
     def model(self) -> nn.Module:
         """A fresh model with the scenario's initial weights."""
-        return build(
-            self.scenario.model,
-            self.scenario.init,
-            self.splits.train.input_shape,
-            self.splits.train.classes,
-            self.scenario.seed,
+        # Copying is many times faster than drawing the weights again.
+        return copy.deepcopy(_model_of(self.scenario))
+
+    def served(self) -> Served:
+        """What the central party knows of the federation."""
+        test, facts = self.splits.test, self.facts(0, 1)
+        rng = stream(self.scenario.seed, "similar-data")
+        seen = min(len(test), facts.examples, facts.steps * facts.batch_size)
+        return Served(
+            model=self.model(),
+            input_shape=self.splits.train.input_shape,
+            train_mode=self.scenario.client.train_mode,
+            seed=self.scenario.seed,
+            clients=self.scenario.federation.clients,
+            rounds=self.scenario.federation.rounds,
+            similar=test.samples(rng.choice(len(test), seen, replace=False)),
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that a reader of the results must know."""
+        trained = self.scenario.client.train_mode and has_dropout(_model_of(self.scenario))
+        return (DROPOUT_NOTE,) if trained else ()
 
     def local(self, client: int) -> tuple[Indices, Indices]:
         """A client's samples: those it trains on and those it holds out."""
@@ -85,7 +107,7 @@ class Prepared:
         _, first = np.unique(used, return_index=True)
         indices = used[np.sort(first)]
         train = self.splits.train
-        return Truth(inputs=train.pixels(indices), labels=train.labels[indices])
+        return Truth(inputs=train.samples(indices), labels=train.labels[indices])
 
 
 def prepare(scenario: Scenario) -> Prepared:
@@ -103,11 +125,20 @@ def prepare(scenario: Scenario) -> Prepared:
 @functools.lru_cache(maxsize=4)
 def _prepare(scenario_json: str) -> Prepared:
     scenario = Scenario.model_validate_json(scenario_json, strict=True)
-    splits = scenario.data.load()
-    partitions = scenario.partition.assign(splits.train, scenario.federation.clients, scenario.seed)
-    prepared = Prepared(scenario, splits, tuple(partitions))
-    model = prepared.model()
-    problems = [
+    source = _key(scenario.data)
+    splits = _load(source)
+    partitions = _assign(
+        source, _key(scenario.partition), scenario.federation.clients, scenario.seed
+    )
+    prepared = Prepared(scenario, splits, partitions)
+    served = prepared.served()
+    problems = list(scenario.server.problems(served))
+    try:
+        model = scenario.server.model_sent(served)
+    except NoTrap as lost:
+        problems.append(Problem("server", f"{scenario.server.kind} is unsupported: {lost}."))
+        raise ScenarioError(problems) from lost
+    problems += [
         Problem(f"audit.attacks.{index}", f"{attack.kind} is unsupported: {reason}")
         for index, attack in enumerate(scenario.audit.attacks)
         if (
@@ -119,3 +150,49 @@ def _prepare(scenario_json: str) -> Prepared:
     if problems:
         raise ScenarioError(problems)
     return prepared
+
+
+@dataclass(frozen=True)
+class _Key:
+    """A component as a cache's key: one with lists or tables in it has no hash itself."""
+
+    text: str
+    place: Path
+    component: Any = field(compare=False)
+
+
+def _key(component: Component) -> _Key:
+    # Relative paths in it are taken from the working directory.
+    return _Key(component.model_dump_json(), Path.cwd(), component)
+
+
+# The runs of a study have most of these in common: each is made once.
+
+
+@functools.lru_cache(maxsize=4)
+def _load(source: _Key) -> DataSplits:
+    splits: DataSplits = source.component.load()
+    return splits
+
+
+@functools.lru_cache(maxsize=16)
+def _assign(source: _Key, partition: _Key, clients: int, seed: int) -> tuple[Indices, ...]:
+    return tuple(partition.component.assign(_load(source).train, clients, seed))
+
+
+def _model_of(scenario: Scenario) -> nn.Module:
+    """To look at and to copy; who trains a model needs one of its own."""
+    return _model(_key(scenario.data), _key(scenario.model), _key(scenario.init), scenario.seed)
+
+
+@functools.lru_cache(maxsize=1)
+def _model(source: _Key, model: _Key, init: _Key, seed: int) -> nn.Module:
+    train = _load(source).train
+    return build(
+        model.component,
+        init.component,
+        train.input_shape,
+        train.classes,
+        seed,
+        tokens=len(train.vocabulary),
+    )

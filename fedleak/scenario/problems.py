@@ -122,7 +122,7 @@ def _fields_beside(loc: tuple[int | str, ...], schema: type[BaseModel]) -> set[s
 def _kinds_at(loc: tuple[int | str, ...], schema: type[BaseModel]) -> list[str]:
     """Names of the components that may stand at ``loc``."""
     return [
-        "'module:name'" if model.model_fields["kind"].is_required() else model.kind_name()
+        "'module:name'" if _tag_of(model) == "custom" else model.kind_name()
         for model in _models_at(loc, schema)
         if issubclass(model, Component)
     ]
@@ -140,11 +140,14 @@ def _models_at(loc: tuple[int | str, ...], schema: type[BaseModel]) -> list[type
             ]
         else:  # a union's tag: keep the component that bears it
             models = [
-                model
-                for model in models
-                if issubclass(model, Component) and (model.kind_name() == part or part == "custom")
+                model for model in models if issubclass(model, Component) and _tag_of(model) == part
             ]
     return models
+
+
+def _tag_of(model: type[Component]) -> str:
+    """The component's tag in a union; the user's own has no name of its own."""
+    return "custom" if model.model_fields["kind"].is_required() else model.kind_name()
 
 
 def _models_in(*annotations: Any) -> list[type[BaseModel]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -28,13 +29,25 @@ def new_run(scenario: Scenario, runs: Path, directory: Path | None = None) -> Ru
     Raises:
         ResourceError: The directory exists already or cannot be made.
     """
+    layout = RunLayout(new_directory(scenario.name, runs, directory))
+    write_atomic(layout.scenario, to_toml(scenario).encode())
+    write_environment(layout.environment)
+    return layout
+
+
+def new_directory(name: str, runs: Path, directory: Path | None = None) -> Path:
+    """Make an empty directory ``<name>-<utc time>`` under ``runs``, or the one given.
+
+    Raises:
+        ResourceError: It exists already or cannot be made.
+    """
     if directory is None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        directory = runs / f"{scenario.name}-{stamp}"
+        directory = runs / f"{name}-{stamp}"
         count = 1
         while directory.exists():
             count += 1
-            directory = runs / f"{scenario.name}-{stamp}-{count}"
+            directory = runs / f"{name}-{stamp}-{count}"
     try:
         # Captures, reconstructions and originals are personal data: the owner's alone.
         directory.mkdir(parents=True, mode=0o700)
@@ -45,22 +58,26 @@ def new_run(scenario: Scenario, runs: Path, directory: Path | None = None) -> Ru
         ) from None
     except OSError as error:
         raise ResourceError(f"cannot make {directory}: {error.strerror or error}") from error
-    layout = RunLayout(directory)
-    write_atomic(layout.scenario, to_toml(scenario).encode())
-    write_atomic(layout.environment, json.dumps(_environment(), indent=1).encode())
-    return layout
+    return directory
 
 
-def _environment() -> dict[str, object]:
+def write_environment(path: Path, **more: str) -> None:
+    """Write down versions, machine and time, and what else is given."""
+    environment = {
+        **_software(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **more,
+    }
+    write_atomic(path, json.dumps(environment, indent=1).encode())
+
+
+@functools.cache
+def _software() -> dict[str, str | None]:
     versions: dict[str, str | None] = {}
     for name in _VERSIONS:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    return {
-        **versions,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    return {**versions, "python": platform.python_version()}

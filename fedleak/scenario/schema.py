@@ -17,8 +17,9 @@ from fedleak.data import (
 )
 from fedleak.models import INITS, MODELS, Architecture, CustomModel, DefaultInit, Init
 from fedleak.scenario.expectations import Expectation
+from fedleak.scenario.matrix import Matrix
 from fedleak.scenario.one_of import OneOf
-from server_strategies import PARTIES, Aggregation, HonestButCuriousParty
+from server_strategies import PARTIES, Aggregation, HonestButCuriousParty, Party
 
 
 class Section(BaseModel):
@@ -30,8 +31,10 @@ class Section(BaseModel):
 class Federation(Section):
     """Who takes part, how often, and where it runs."""
 
-    engine: Literal["inline", "ray"] = Field(
-        "inline", description="where the apps run: this process, or Flower's simulation on Ray"
+    engine: Literal["inline", "ray", "deployment"] = Field(
+        "inline",
+        description="where the apps run: this process, Flower's simulation on Ray, or a SuperLink "
+        "and SuperNodes (`fedleak deploy`)",
     )
     rounds: int = Field(1, ge=1, le=10_000, description="rounds of federated training")
     clients: int = Field(4, ge=1, le=100_000, description="clients that hold a partition each")
@@ -40,7 +43,22 @@ class Federation(Section):
     )
     evaluate: bool = Field(True, description="test the global model after each round")
     quorum: float = Field(
-        0.5, ge=0, le=1, description="share of asked clients that must deliver, else the run stops"
+        0.5,
+        ge=0,
+        le=1,
+        description="share of clients that must be connected, and of asked clients that must "
+        "deliver, else the run stops",
+    )
+    patience: float = Field(
+        120.0, gt=0, le=86_400, description="seconds to wait for clients to connect"
+    )
+    timeout: float = Field(
+        3600.0, gt=0, le=864_000, description="seconds to wait for asked clients to deliver"
+    )
+    audit_data: bool = Field(
+        False,
+        description="in a deployment: whether the data set is an audit data set, which clients "
+        "and auditor both hold; clients that opt in to it are scored, others never",
     )
     cpus_per_client: int = Field(
         1, ge=1, le=1024, description="CPUs that Ray books for each client that trains"
@@ -125,7 +143,7 @@ class Scenario(Section):
     data: Annotated[Source, OneOf(SOURCES, CustomSource)] = Field(
         description="where samples come from"
     )
-    partition: Annotated[Partition, OneOf(PARTITIONS)] = Field(
+    partition: Annotated[Partition, OneOf(PARTITIONS, default=IidPartition)] = Field(
         IidPartition(), description="how samples are divided among clients"
     )
     model: Annotated[Architecture, OneOf(MODELS, CustomModel)] = Field(
@@ -134,9 +152,34 @@ class Scenario(Section):
     init: Annotated[Init, OneOf(INITS)] = Field(DefaultInit(), description="its initial weights")
     federation: Federation = Federation()
     client: Client = Client()
-    server: Annotated[HonestButCuriousParty, OneOf(PARTIES)] = Field(
+    server: Annotated[Party, OneOf(PARTIES, default=HonestButCuriousParty)] = Field(
         HonestButCuriousParty(), description="what the central party does"
     )
     aggregation: Aggregation = Field(Aggregation(), description="how updates become the next model")
     audit: Audit = Audit()
     expect: tuple[Expectation, ...] = Field((), description="values the audit must give")
+
+
+class Design(Section):
+    """What makes a scenario a study of several runs."""
+
+    matrix: Matrix = Field(
+        (),
+        description='key path = list of values, for example "client.lr" = [0.1, 1.0]: one cell '
+        "for each combination; several [[matrix]] tables add their combinations",
+    )
+    repeats: int = Field(
+        1, ge=1, le=10_000, description="runs of each cell, each with a seed of its own"
+    )
+    keep_captures: bool = Field(
+        True,
+        description="in a study: keep what was captured after a run's audit; without it large "
+        "studies need little disk, and cannot be audited again",
+    )
+    expect: tuple[Expectation, ...] = Field((), description="values the cells must give")
+
+
+class ScenarioFile(Design, Scenario):
+    """All that a scenario file may hold."""
+
+    model_config = ConfigDict(title="Scenario")

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedleak.attacks import Analytic
 from fedleak.attacks.analytic import _blends
+from fedleak.attacks.replay import replay, replayable
 from fedleak.records import Observation, TrainingFacts
+from fedleak.traps import set_trap, trap_rows
 
 Observe = Callable[..., Observation]
 Psnr = Callable[[Tensor, Tensor], Tensor]
@@ -67,7 +73,9 @@ def test_in_a_batch_what_is_found_is_a_sample(
         assert len(found.inputs) >= 2
         assert (errors.amin(1) < 1e-3).all(), "a mixture was taken for a sample"
         assert len(set(errors.argmin(1).tolist())) == len(found.inputs), "found twice"
-        assert (found.confidence >= 2).all()
+        assert (found.confidence >= 1).all()
+        assert found.labels is not None
+        assert torch.equal(found.labels, labels[errors.argmin(1)])
 
 
 def test_smooth_activations_leave_only_mixtures(
@@ -78,7 +86,172 @@ def test_smooth_activations_leave_only_mixtures(
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 400), nn.Sigmoid(), nn.Linear(400, 10))
     found = Analytic().reconstruct(observe(model, images[:4], labels[:4]), seed=0)
-    assert len(found.inputs) == 0
+    assert (found.confidence < 1).all()
+
+
+def trap(
+    hidden: int, scaling: float, sigma: float = 1e-3, outputs: int = 10, layers: int = 2
+) -> nn.Module:
+    """A network whose first dense layer is a trap, for 8 x 8 digits."""
+    deep = [part for _ in range(layers - 1) for part in (nn.Linear(hidden, hidden), nn.ReLU())]
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), *deep, nn.Linear(hidden, outputs)
+    )
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        model[1].weight.copy_(trap_rows(hidden, 64, scaling=scaling, sigma=sigma, rng=rng))
+        model[1].bias.zero_()
+    return model
+
+
+def alone_somewhere(model: nn.Module, images: Tensor) -> Tensor:
+    """By brute force: which samples some neuron of the first layer sees alone ``(b,)``."""
+    dense = model[1]
+    double = images.flatten(1).double() @ dense.weight.double().T + dense.bias.double()
+    on = double > 0
+    return on[:, on.sum(0) == 1].any(1)
+
+
+@pytest.mark.parametrize("scaling", [0.5, 0.6, 0.7])
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_every_sample_that_a_trap_isolates_is_found_and_nothing_else(
+    observe: Observe, digits: tuple[Tensor, Tensor], scaling: float, layers: int
+) -> None:
+    images, labels = digits[0][:20], digits[1][:20]
+    torch.manual_seed(0)
+    model = trap(300, scaling, layers=layers)
+    found = Analytic().reconstruct(observe(model, images, labels), seed=0)
+    apart = (found.inputs.flatten(1)[:, None] - images.flatten(1)).abs().amax(2)
+    assert (apart.amin(1) < 0.01).all(), "a mixture was taken for a sample"
+    which = apart.argmin(1)
+    assert len(which.unique()) == len(which), "found twice"
+    isolated = alone_somewhere(model, images)
+    assert set(which.tolist()) == set(isolated.nonzero()[:, 0].tolist())
+    assert found.labels is not None and torch.equal(found.labels, labels[which])
+    assert (found.confidence == 1).any() or layers > 1
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["plain", "hidden"])
+@pytest.mark.parametrize("dense", [None, "6"], ids=["first dense layer", "later one"])
+def test_samples_pass_through_convolutions_and_are_read_without_being_told_how(
+    observe: Observe, digits: tuple[Tensor, Tensor], hidden: bool, dense: str | None
+) -> None:
+    images, labels = digits[0][:20], digits[1][:20]
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(320, 300), nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 10),
+    )  # fmt: skip
+    if dense is None:
+        model[6] = nn.ReLU()
+    rng = np.random.default_rng(0)
+    settings = {"scaling": 0.6, "sigma": 1e-3, "layer": dense, "hidden": hidden, "rng": rng}
+    made = set_trap(model, model.state_dict(), True, (1, 8, 8), **settings)
+    model.load_state_dict({**model.state_dict(), **made})
+    found = Analytic().reconstruct(observe(model, images, labels), seed=0)
+    apart = (found.inputs.flatten(1)[:, None] - images.flatten(1)).abs().amax(2)
+    assert (apart.amin(1) < 0.01).all()
+    assert len(apart.argmin(1).unique()) == len(found.inputs)
+    # By brute force: which samples some neuron of the trap sees alone.
+    on = copy.deepcopy(model).double()[: 7 if dense else 6](images.double()) > 0
+    isolated = set(on[:, on.sum(0) == 1].any(1).nonzero()[:, 0].tolist())
+    got = set(apart.argmin(1).tolist())
+    assert got <= isolated and len(isolated - got) <= 1
+    assert len(isolated) > 10
+
+
+def test_mixtures_of_two_classes_agree_and_are_told_apart_all_the_same(
+    observe: Observe, digits: tuple[Tensor, Tensor]
+) -> None:
+    """With two outputs every neuron that sees the same two samples mixes them alike."""
+    images, labels = digits[0][:8], digits[1][:8] % 2
+    torch.manual_seed(1)
+    model = trap(2000, 0.85, outputs=2, layers=1)
+    found = Analytic().reconstruct(observe(model, images, labels), seed=0)
+    apart = (found.inputs.flatten(1)[:, None] - images.flatten(1)).abs().amax(2).amin(1)
+    assert len(found.inputs) == alone_somewhere(model, images).sum()
+    assert (apart < 0.01).all()
+
+
+def test_a_clipped_update_gives_samples_all_the_same(
+    observe: Observe, digits: tuple[Tensor, Tensor]
+) -> None:
+    """The replay confirms nothing then; agreement does, and lone neurons are doubtful."""
+    images, labels = digits[0][:20], digits[1][:20]
+    torch.manual_seed(0)
+    model = trap(300, 0.6)
+    observation = observe(model, images, labels)
+    clipped = {name: 0.37 * value for name, value in observation.update.items()}
+    found = Analytic().reconstruct(replace(observation, update=clipped), seed=0)
+    apart = (found.inputs.flatten(1)[:, None] - images.flatten(1)).abs().amax(2)
+    exact = apart.amin(1) < 0.01
+    assert found.labels is None
+    assert exact[found.confidence >= 2].double().mean() > 0.9
+    assert set(apart.argmin(1)[exact].tolist()) == set(
+        alone_somewhere(model, images).nonzero()[:, 0].tolist()
+    )
+
+
+def test_a_large_batch_is_not_replayed_whole(
+    observe: Observe, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fedleak.attacks.analytic as module
+
+    played = []
+
+    def counted(observation: Observation, layer: str, samples: Tensor, neurons: Tensor) -> object:
+        played.append(len(samples))
+        return replay(observation, layer, samples, neurons)
+
+    monkeypatch.setattr(module, "replay", counted)
+    images, labels = digits[0][:200], digits[1][:200]
+    torch.manual_seed(0)
+    model = trap(800, 0.6)
+    found = Analytic().reconstruct(observe(model, images, labels), seed=0)
+    assert played == [50]
+    apart = (found.inputs.flatten(1)[:, None] - images.flatten(1)).abs().amax(2)
+    got = set(apart.argmin(1)[apart.amin(1) < 0.01].tolist())
+    isolated = set(alone_somewhere(model, images).nonzero()[:, 0].tolist())
+    assert got <= isolated and len(isolated - got) <= 1
+    assert len(isolated) > 40
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_replayed_share_is_the_gradient_of_one_sample(
+    observe: Observe, digits: tuple[Tensor, Tensor], bias: bool
+) -> None:
+    """Against autograd on single samples, in float64."""
+    images, labels = digits[0][:6], digits[1][:6]
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 20, bias=bias), nn.Tanh(),
+        nn.Linear(20, 10),
+    )  # fmt: skip
+    observation = observe(model, images, labels)
+    neurons = torch.tensor([3, 7, 7, 0, 29, 12])
+    alone = replay(observation, "1", images, neurons)
+    double = copy.deepcopy(model).double()
+    for i in range(6):
+        for label in range(10):
+            loss = functional.cross_entropy(
+                double(images[i : i + 1].double()), torch.tensor([label])
+            )
+            (gradient,) = torch.autograd.grad(loss, double[1].bias)
+            assert float(alone.shares[i, label]) == pytest.approx(
+                float(gradient[neurons[i]]) / 6, rel=1e-4, abs=1e-8
+            )
+
+
+def test_what_dropout_or_several_steps_hide_is_not_replayed(
+    observe: Observe, digits: tuple[Tensor, Tensor]
+) -> None:
+    images, labels = digits[0][:4], digits[1][:4]
+    assert replayable(observe(mlp(9), images, labels))
+    assert not replayable(observe(mlp(9), images, labels, TrainingFacts(0.1, 2, 2, 4)))
+    dropped = nn.Sequential(*mlp(9), nn.Dropout(0.5))
+    assert not replayable(observe(dropped, images, labels))
+    off = TrainingFacts(0.1, 1, 4, 4, train_mode=False)
+    assert replayable(observe(dropped, images, labels, off))
 
 
 def test_a_network_that_is_not_active_gives_nothing(

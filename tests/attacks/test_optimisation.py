@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.nn import functional
 from fedleak.attacks import ATTACKS, DLG, GS, IDLG, Attack, GaussNewton
 from fedleak.attacks.optimisation import (
     Watch,
+    smoothness,
     total_variation,
 )
 from fedleak.errors import AttackFailed
@@ -209,10 +211,10 @@ def test_progress_ends_at_the_last_iteration_and_never_worsens(
 ) -> None:
     images, labels = digits
     calls: list[tuple[int, int, float]] = []
-    attack.reconstruct(
+    attack.model_copy(update={"iterations": 5}).reconstruct(
         observe(sigmoid_net, images[:1], labels[:1]), 0, lambda *now: calls.append(now)
     )
-    assert calls[-1][:2] == (20, 20)
+    assert calls[-1][:2] == (5, 5)
     objectives = [best for _, _, best in calls]
     assert objectives == sorted(objectives, reverse=True)
 
@@ -298,6 +300,107 @@ def test_gauss_newton_is_exact_to_the_wire(
         observation = observe(sigmoid_net, images[i : i + 1], labels[i : i + 1])
         found = GaussNewton(iterations=20).reconstruct(observation, seed=1)
         assert psnr(found.inputs, images[i : i + 1]).item() > 50
+
+
+def test_gauss_newton_in_float64_is_exact_to_rounding(
+    observe: Observe, psnr: Psnr, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net.double(), images[:1].double(), labels[:1])
+    attack = GaussNewton(iterations=40, precision="float64")
+    found = attack.reconstruct(observation, seed=1)
+    assert psnr(found.inputs, images[:1]).item() > 200
+    in_float32 = attack.model_copy(update={"precision": "float32"})
+    assert psnr(in_float32.reconstruct(observation, seed=1).inputs, images[:1]).item() < 200
+
+
+def test_gauss_newton_ends_when_it_gains_no_more(
+    observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net, images[:1], labels[:1])
+    calls: list[tuple[int, int, float]] = []
+    attack = GaussNewton(iterations=1000, restarts=2)
+    attack.reconstruct(observation, 0, lambda *now: calls.append(now))
+    iteration, iterations, objective = calls[-1]
+    assert iterations == 1000 and iteration < 100
+    assert objective < 1e-11
+
+
+def test_total_variation_beside_the_distance_and_in_parts_of_it() -> None:
+    images = torch.tensor([[[[[0.0, 1.0], [0.5, 0.5]]]]])
+    distance = torch.tensor([0.25])
+    prior = smoothness(0.1, 2.0, images)
+    assert prior is not None
+    assert prior(distance, images).tolist() == [pytest.approx(0.25 * (1 + 2 * 1.0) + 0.1 * 1.0)]
+    assert smoothness(0.0, 0.0, images) is None
+    assert smoothness(0.1, 2.0, images.flatten(2)) is None
+
+
+@pytest.mark.parametrize(
+    "attack", [IDLG(iterations=60), GS(iterations=60, relative_tv=0.0)], ids=["idlg", "gs"]
+)
+def test_a_weight_of_the_total_variation_smooths(
+    attack: Attack, observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net, images[:1], labels[:1])
+    rough = attack.reconstruct(observation, seed=1).inputs
+    smooth = attack.model_copy(update={"tv": 1.0}).reconstruct(observation, seed=1).inputs
+    assert total_variation(smooth).item() < total_variation(rough).item() / 2
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_relative_total_variation_suits_any_scale_of_the_distance(
+    scale: float, observe: Observe, psnr: Psnr, digits: tuple[Tensor, Tensor]
+) -> None:
+    """Small weights make all gradients alike: distances of 1e-6 in the place of 1e-1."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.Sigmoid(), nn.Flatten(), nn.Linear(512, 10)
+    )
+    with torch.no_grad():
+        model[0].weight.mul_(scale)
+    images, labels = digits
+    observation = observe(model.double(), images[:1].double(), labels[:1])
+    attack = GS(restarts=1, iterations=300, precision="float64")
+    assert psnr(attack.reconstruct(observation, seed=1).inputs, images[:1]).item() > 25
+
+
+def test_the_schedules_of_adam() -> None:
+    def rates(schedule: str) -> list[float]:
+        attack = GS(lr=0.4, iterations=16, schedule=schedule)
+        optimiser = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=attack.lr)
+        decay = attack._decay(optimiser)
+        seen = []
+        for _ in range(attack.iterations):
+            seen.append(optimiser.param_groups[0]["lr"])
+            optimiser.step()
+            decay.step()
+        return seen
+
+    assert rates("constant") == [0.4] * 16
+    steps = [0.4] * 6 + [0.04] * 4 + [0.004] * 4 + [0.0004] * 2
+    assert rates("step") == pytest.approx(steps)
+    cosine = [0.2 * (1 + math.cos(math.pi * i / 16)) for i in range(16)]
+    assert rates("cosine") == pytest.approx(cosine)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_gs_by_plain_adam(
+    schedule: str,
+    observe: Observe,
+    psnr: Psnr,
+    digits: tuple[Tensor, Tensor],
+    sigmoid_net: nn.Module,
+) -> None:
+    images, labels = digits
+    observation = observe(sigmoid_net, images[:1], labels[:1])
+    attack = GS(restarts=2, iterations=300, optimiser="adam", schedule=schedule)
+    found = attack.reconstruct(observation, seed=1)
+    assert psnr(found.inputs, images[:1]).item() > 20
+    signed = attack.model_copy(update={"optimiser": "signed-adam"})
+    assert not torch.equal(signed.reconstruct(observation, seed=1).inputs, found.inputs)
 
 
 def test_a_warm_start_only_moves_the_start(

@@ -64,7 +64,7 @@ def test_what_the_dense_layer_sees_is_undone_exactly(name: str) -> None:
     assert layer.name == "first"
     samples = torch.rand(2, *SHAPE, dtype=torch.float64)
     torch.testing.assert_close(
-        layer.pixels(before(samples).reshape(2, SIZE), SHAPE), samples, rtol=0, atol=1e-12
+        layer.pixels(before(samples).reshape(2, SIZE), SHAPE), samples, rtol=0, atol=1e-5
     )
 
 
@@ -93,8 +93,60 @@ def test_running_statistics_that_were_sent_count_and_not_the_model_s_own() -> No
     layer = input_dense(model, sent, False, SHAPE)
     assert layer is not None
     scale = (4 + 1e-5) ** -0.5
-    torch.testing.assert_close(layer.scale, torch.full((SIZE,), scale).double())
-    torch.testing.assert_close(layer.shift, torch.full((SIZE,), -0.25 * scale).double())
+    rounding = {"rtol": 1e-6, "atol": 0.0}
+    torch.testing.assert_close(layer.scale, torch.full((SIZE,), scale).double(), **rounding)
+    shift = torch.full((SIZE,), -0.25 * scale).double()
+    torch.testing.assert_close(layer.shift, shift, **rounding)
+
+
+def test_a_pixel_among_other_features_is_found_where_it_is() -> None:
+    """Scaled, shifted and in any place, among copies, sums and noise."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            generator = torch.Generator().manual_seed(1)
+            self.place = torch.randperm(2 * SIZE, generator=generator)
+            self.scale = 0.1 + torch.rand(SIZE, generator=generator)
+            self.noise = torch.randn(SIZE, SIZE, generator=generator)
+            self.first = nn.Linear(2 * SIZE, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            flat = x.flatten(1)
+            both = torch.cat([3 - self.scale.to(x) * flat, flat @ self.noise.to(x)], 1)
+            return self.first(both[:, self.place])
+
+    model = Mixed()
+    layer = input_dense(model, {}, True, SHAPE)
+    assert layer is not None and layer.name == "first"
+    # Where feature j of the two halves went.
+    where = model.place.argsort()[:SIZE]
+    assert torch.equal(layer.carrier, where)
+    torch.testing.assert_close(layer.scale, -model.scale.double(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(layer.shift, torch.full((SIZE,), 3.0).double())
+
+
+def test_one_pixel_that_is_missing_is_not_overlooked() -> None:
+    class Dropped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(SIZE, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            flat = x.flatten(1).clone()
+            flat[:, 7] = flat[:, 8]
+            return self.first(flat)
+
+    assert input_dense(Dropped(), {}, True, SHAPE) is None
+
+
+def test_the_layer_to_which_others_pass_the_input_is_the_one() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(SIZE, SIZE), nn.ReLU(), nn.Linear(SIZE, 10))
+    assert input_dense(model, {}, True, SHAPE).name == "1"
+    sent = {"1.weight": torch.eye(SIZE).flip(0), "1.bias": torch.zeros(SIZE)}
+    layer = input_dense(model, sent, True, SHAPE)
+    assert layer is not None and layer.name == "3"
+    assert torch.equal(layer.carrier, torch.arange(SIZE).flip(0))
 
 
 def test_the_final_dense_layer_is_the_one_whose_output_comes_out() -> None:

@@ -309,11 +309,11 @@ def test_a_scenario_may_name_what_a_run_did_not_come_to(
 @pytest.mark.parametrize(
     ("request_", "error", "said"),
     [
-        ({"rounds": [7]}, CaptureError, "no round 7; there are 1, 2"),
-        ({"rounds": [0, 1]}, CaptureError, "no round 0"),
+        ({"rounds": [7]}, ScenarioError, "no round 7 was captured; there are 1, 2"),
+        ({"rounds": [0, 1]}, ScenarioError, "no round 0"),
         (
             {"clients": ["client-009"]},
-            CaptureError,
+            ScenarioError,
             "no capture of client-009; there are client-000",
         ),
         ({"attacks": []}, ScenarioError, "no attack to run"),

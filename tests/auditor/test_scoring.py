@@ -146,3 +146,27 @@ def test_several_attacks_are_scored_side_by_side(directory: Path, scripted: Any)
         row["value"] for row in rows if row["attack"] == "analytic" and row["metric"] == "psnr"
     )
     assert best > 60
+
+
+def test_an_extraction_has_scores_of_the_whole_cell(
+    directory: Path, prepared: Prepared, scripted: Any
+) -> None:
+    """Counted by hand from which samples activate which neurons."""
+    from fedleak.attacks import Analytic
+
+    rows = audit(
+        directory, attacks=[scripted(), Analytic()], rounds=[1], clients=["client-000"]
+    ).rows
+    whole = {row["metric"]: row["value"] for row in rows if row["sample"] == -1}
+    assert {row["attack"] for row in rows if row["sample"] == -1} == {"analytic"}
+    model, truth = prepared.model(), prepared.truth(0, 1)
+    layer = next(module for module in model.modules() if isinstance(module, torch.nn.Linear))
+    with torch.no_grad():
+        on = layer(torch.from_numpy(truth.inputs).flatten(1)) > 0
+    alone = on.sum(0) == 1
+    assert whole["active-neurons"] == pytest.approx(float(on.any(0).double().mean()))
+    assert whole["extraction-precision"] == pytest.approx(float(alone.double().mean()))
+    assert whole["extraction-precision-active"] == pytest.approx(
+        int(alone.sum()) / int(on.any(0).sum())
+    )
+    assert whole["extraction-recall"] == pytest.approx(float(on[:, alone].any(1).double().mean()))

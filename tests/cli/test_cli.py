@@ -220,14 +220,15 @@ def test_list_shows_every_kind_in_80_columns(fedleak: Fedleak) -> None:
     assert fits(told.out)
     content = strict(fedleak("list", "--json").out)
     lines = told.out.splitlines()
+    wide = 2 + max(len(entry["kind"]) for entries in content.values() for entry in entries)
     for table, entries in content.items():
         assert table in lines
         for entry in entries:
             (line,) = [line for line in lines if line.split()[:1] == [entry["kind"]]]
             assert line.startswith(f"  {entry['kind']} ")
             # Names stand in one column, summaries in another.
-            assert line[20:22] == "  "
-            assert line[22] != " "
+            assert line[wide : wide + 2] == "  "
+            assert line[wide + 2] != " "
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import hashlib
 import pickle
 import struct
@@ -11,6 +12,7 @@ import pytest
 from torchvision import datasets
 
 from fedleak.data.torchvision_sets import Cifar10, Cifar100, FashionMnist, Mnist, TorchvisionSet
+from fedleak.errors import ScenarioError
 
 SETS = (Mnist, FashionMnist, Cifar10, Cifar100)
 
@@ -114,3 +116,35 @@ def test_real_mnist(real_data: Path) -> None:
     ]  # fmt: skip
     assert splits.train.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert splits.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+def write_writers(path: Path, rows: list[list[int]]) -> None:
+    table = np.array(rows, ">i4")
+    path.write_bytes(gzip.compress(struct.pack(">3i", 0xC02, *table.shape) + table.tobytes()))
+
+
+def test_writers_are_added_where_the_digits_are_the_same(tmp_path: Path) -> None:
+    images = np.zeros((2, 28, 28), dtype=np.uint8)
+    for name in ("train", "t10k"):
+        write_idx(tmp_path / "MNIST" / "raw", name, images, np.array([3, 1], dtype=np.uint8))
+    rows = [[3, 4, 2099, 0, 0, 0, 0, 0], [1, 0, 539, 1, 0, 0, 0, 0], [7, 0, 1, 2, 0, 0, 0, 0]]
+    for part in ("train", "test"):
+        write_writers(tmp_path / f"qmnist-{part}-labels-idx2-int.gz", rows)
+    source = Mnist(root=tmp_path, writers=tmp_path)
+    for dataset in (source.load().train, source.load().test):
+        assert dataset.attributes["writer"].tolist() == [2099, 539]
+        assert dataset.attributes["series"].tolist() == [4, 0]
+    write_writers(tmp_path / "qmnist-test-labels-idx2-int.gz", rows[::-1])
+    with pytest.raises(ScenarioError, match="the classes differ"):
+        source.load()
+    (tmp_path / "qmnist-test-labels-idx2-int.gz").write_bytes(b"no archive")
+    with pytest.raises(ScenarioError, match="cannot be read"):
+        source.load()
+    with pytest.raises(ScenarioError, match="there is no file"):
+        Mnist(root=tmp_path, writers=tmp_path / "nowhere").load()
+
+
+def test_who_wrote_mnist(real_data: Path) -> None:
+    source = Mnist(root=real_data / "mnist", writers=real_data / "qmnist-writers")
+    train = source.load().train
+    assert len(np.unique(train.attributes["writer"])) == 539

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedleak.measures import MSE, PSNR, SCORES, SSIM, LabelAccuracy
+from fedleak.measures import MSE, PSNR, SAMPLE_SCORES, SSIM, LabelAccuracy
 from fedleak.records import Reconstruction, Truth
 
 
@@ -116,7 +116,7 @@ def test_label_accuracy_does_not_apply_without_labels() -> None:
     assert LabelAccuracy().score(reconstruction, truth, np.array([0, 1])).isnan().all()
 
 
-@pytest.mark.parametrize("score", SCORES, ids=lambda score: score.kind_name())
+@pytest.mark.parametrize("score", SAMPLE_SCORES, ids=lambda score: score.kind_name())
 def test_nothing_found_scores_nothing(score: type) -> None:
     reconstruction = Reconstruction(
         torch.zeros(0, 1, 28, 28), torch.zeros(0, dtype=torch.int64), torch.zeros(0)

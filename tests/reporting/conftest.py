@@ -33,6 +33,7 @@ class RunBuilder:
             "machine": {"cores": 2},
             "started": "2026-11-20T10:00:00+00:00",
         }
+        self.notes: list[str] = []
         self.scenario: str | None = 'name = "tiny"\nseed = 1\n'
         (root / "audit" / "cells").mkdir(parents=True)
         (root / "audit" / "originals").mkdir()
@@ -134,6 +135,8 @@ class RunBuilder:
         (self.root / "environment.json").write_text(json.dumps(self.environment))
         if self.scenario is not None:
             (self.root / "scenario.toml").write_text(self.scenario)
+        if self.notes:
+            (self.root / "audit" / "notes.json").write_text(json.dumps(self.notes))
         if self.expectations is not None:
             path = self.root / "audit" / "expectations.json"
             path.write_text(json.dumps(self.expectations))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console, RenderableType
 
-from fedleak.reporting import expectations_table, terminal_report
+from fedleak.reporting import expectations_table, terminal_report, write_page
 from fedleak.reporting.terminal import MOST_ROWS
 
 if TYPE_CHECKING:
@@ -38,6 +38,16 @@ def test_the_answer_comes_first_then_the_worst_leak(leaky: Path) -> None:
     ]
     assert lines[head + 1].split() == ["client-000", "1", "gs", "40.0", "0.987", "yes"]
     assert lines[head + 2].split() == ["client-001", "1", "gs", "10.0", "0.123", "no"]
+
+
+def test_a_note_stands_next_to_the_answer(builder: RunBuilder) -> None:
+    builder.round(1, ["a"])
+    builder.cell(1, "a", "gs", inputs=np.zeros((1, 1, 4, 4)), scores=[{"psnr": 10.0}])
+    builder.notes = ["These are a <lower> bound."]
+    run = builder.write()
+    assert printed(terminal_report(run))[1:3] == ["These are a <lower> bound.", ""]
+    page = write_page(run).read_text()
+    assert page.index("</h1>") < page.index("These are a &lt;lower&gt; bound.") < page.index("<nav")
 
 
 def test_reasons_follow(leaky: Path) -> None:

@@ -28,6 +28,8 @@ def squares(count, side=6):
 
 class Net(nn.Module):
     def __init__(self, width, side=6):
+        if width > 100:
+            raise KeyError("too wide")
         super().__init__()
         self.first = nn.Linear(side * side, width)
         self.last = nn.Linear(width, 2)
@@ -73,6 +75,11 @@ def test_own_data_and_model_run_and_leak(tiny: Tiny, own: str, tmp_path: Path) -
         ({"data": {"kind": "OWN:nothing"}}, "data.kind", "has no 'nothing'"),
         ({"data": {"kind": "OWN:squares"}}, "data.parameters", "'count'"),
         ({"model": {"kind": "OWN:Net"}}, "model.parameters", "'width'"),
+        (
+            {"model": {"kind": "OWN:Net", "parameters": {"width": 101}}},
+            "model.kind",
+            "raised KeyError('too wide')",
+        ),
         ({"model": {"kind": "OWN:Nett"}}, "model.kind", "has no 'Nett'"),
         ({"model": {"kind": "OWN:squares", "parameters": {"count": 3}}}, "model.kind", "nn.Module"),
         ({"model": {"kind": "OWN:Net", "parameters": {"width": 3}}}, "model", "(1, 8, 8)"),

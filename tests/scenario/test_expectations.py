@@ -6,11 +6,16 @@ from typing import Any
 
 import pytest
 
+from fedleak.measures import SCORES
 from fedleak.scenario.expectations import Expectation, judge
 
 
-def rows(*values: float, attack: str = "gs", metric: str = "psnr") -> list[dict[str, Any]]:
-    return [{"attack": attack, "metric": metric, "value": value} for value in values]
+def rows(
+    *values: float, attack: str = "gs", metric: str = "psnr", layer: str | None = None
+) -> list[dict[str, Any]]:
+    return [
+        {"attack": attack, "metric": metric, "value": value, "layer": layer} for value in values
+    ]
 
 
 @pytest.mark.parametrize(
@@ -49,6 +54,34 @@ def test_only_the_attack_and_metric_that_are_named_count() -> None:
     assert judge(named, scores).met
     every = Expectation(metric="psnr", aggregate="mean", comparison="==", value=50)
     assert judge(every, scores).met
+
+
+def test_a_layer_is_compared_by_itself() -> None:
+    scores = rows(10) + rows(3, layer="fc1") + rows(7, layer="fc2")
+    assert judge(Expectation(metric="psnr", comparison="==", value=10), scores).met
+    named = Expectation(metric="psnr", layer="fc2", comparison="==", value=7)
+    assert judge(named, scores).met
+
+
+def test_every_score_can_be_expected() -> None:
+    for score in SCORES:
+        Expectation(metric=score.kind_name(), comparison="==", value=1)
+    listed = Expectation.model_json_schema()["properties"]["metric"]["enum"]
+    assert {score.kind_name() for score in SCORES} < set(listed)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "needs either value, or over and values"),
+        ({"value": 1.0, "over": "seed", "values": {"1": 1.0}}, "needs either value"),
+        ({"over": "seed"}, "over and values belong together"),
+        ({"value": 1.0, "values": {"1": 1.0}}, "over and values belong together"),
+    ],
+)
+def test_one_value_or_a_table_of_them(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Expectation(metric="psnr", comparison="==", **given)
 
 
 def test_what_was_not_scored_is_a_miss() -> None:

@@ -35,8 +35,8 @@ def test_what_the_template_shows_in_comments_is_valid_too(tmp_path: Path) -> Non
     for commented in ("max_samples", "clients_per_round", "rounds = [1]", "clients = [0, 1]"):
         assert f"# {commented}" in text
         text = text.replace(f"# {commented}", commented)
-    shown = text.index("# [[expect]]")
-    text = text[:shown] + text[shown:].replace("# ", "")
+    shown, study = text.index("# [[expect]]"), text.index("# A study:")
+    text = text[:shown] + text[shown:study].replace("# ", "").replace("\nA published", "\n# A")
     path.write_text(text)
     scenario = load_scenario(path)
     assert scenario.federation.clients_per_round == 2

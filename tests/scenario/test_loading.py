@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from fedleak.errors import ScenarioError
 from fedleak.models import MODELS
-from fedleak.scenario import Scenario, load_scenario, to_toml
-from fedleak.scenario.loading import audit_from
+from fedleak.scenario import Scenario, ScenarioFile, load_scenario, load_study, to_toml
+from fedleak.scenario.loading import audit_from, is_study, read_document
 
 Tiny = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[2]
@@ -134,7 +134,21 @@ def test_missing_tables_and_kinds() -> None:
         (
             {"expect": [{"metric": "psnrr", "comparison": ">=", "value": 1.0}]},
             "expect.0.metric",
-            "'psnrr' is not one of: mse, psnr, ssim, label-accuracy. Did you mean 'psnr'?",
+            "Did you mean 'psnr'?",
+        ),
+        (
+            {"expect": [{"metric": "accuracy", "comparison": ">=", "value": 1.0}]},
+            "expect.0.metric",
+            "'accuracy' is compared in studies only; there are: mse, psnr",
+        ),
+        (
+            {
+                "expect": [
+                    {"metric": "psnr", "comparison": ">=", "value": 1.0, "where": {"seed": 1}}
+                ]
+            },
+            "expect.0.where",
+            "only a study has cells to choose from",
         ),
         ({"aggregation": {"kind": "qfedavg"}}, "aggregation", "needs a value for client_learning"),
         ({"name": "../elsewhere"}, "name", "pattern"),
@@ -148,6 +162,12 @@ def test_missing_tables_and_kinds() -> None:
         ({"federation": {"rounds": True}}, "federation.rounds", "a whole number, not true"),
         ({"federation": {"rounds": 10**9}}, "federation.rounds", "at most 10000"),
         ({"data": {"kind": 3}}, "data.kind", "'3' is not one of"),
+        (
+            {"model": {"kind": "a:B", "parametrs": {"x": 1}}},
+            "model.parametrs",
+            "unknown key; allowed here: kind, mean, parameters, std. Did you mean 'parameters'?",
+        ),
+        ({"partition": {"max_sample": 3}}, "partition.max_sample", "Did you mean 'max_samples'?"),
         ({"audit": 3}, "audit", "must be a table, not 3"),
         ({"audit": {"attacks": ["gs"]}}, "audit.attacks.0", "must be a table with a `kind`"),
     ],
@@ -191,6 +211,16 @@ def test_overrides(tiny: Tiny) -> None:
     assert scenario.name == "other"
     assert scenario.partition.model_dump()["alpha"] == 0.3
     assert scenario.federation.evaluate is False
+
+
+def test_a_partition_is_iid_unless_it_says_otherwise(tiny: Tiny) -> None:
+    partition = load_scenario(tiny(partition={"max_samples": 7})).partition
+    assert partition.model_dump() == {"kind": "iid", "max_samples": 7}
+
+
+def test_a_study_is_no_scenario(tiny: Tiny) -> None:
+    for more in ({"matrix": {"client.lr": [0.1]}}, {"repeats": 2}):
+        assert "load it with `load_study`" in problems(tiny(**more))[""]
 
 
 def test_overrides_do_not_change_what_they_are_given(tiny: Tiny) -> None:
@@ -308,7 +338,11 @@ def test_the_resolved_scenario_states_every_default(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scenarios").rglob("*.toml")), ids=lambda p: p.stem)
 def test_the_scenarios_that_come_along_are_valid(path: Path) -> None:
-    assert load_scenario(path).audit.attacks
+    document = read_document(path)
+    if is_study(document):
+        assert load_study(path).cells
+    else:
+        assert load_scenario(path).audit.attacks
 
 
 def test_an_audit_table_outside_a_scenario() -> None:
@@ -323,9 +357,9 @@ def test_an_audit_table_outside_a_scenario() -> None:
 
 
 def test_the_json_schema_knows_every_table_and_kind() -> None:
-    schema = Scenario.model_json_schema()
+    schema = ScenarioFile.model_json_schema()
     assert set(schema["required"]) == {"data", "model"}
-    assert set(schema["properties"]) == set(Scenario.model_fields)
+    assert set(schema["properties"]) == {*Scenario.model_fields, "matrix", "repeats"}
     assert schema["additionalProperties"] is False
     definitions = schema["$defs"]
     kinds = {

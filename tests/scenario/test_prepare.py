@@ -160,7 +160,7 @@ def test_the_truth_is_what_the_clients_were_seen_to_use(
         first_use = list(dict.fromkeys(np.concatenate(used).tolist()))
         train = made.prepared.splits.train
         truth = made.prepared.truth(partition_id, round)
-        np.testing.assert_array_equal(truth.inputs, train.pixels(np.array(first_use)))
+        np.testing.assert_array_equal(truth.inputs, train.samples(np.array(first_use)))
         np.testing.assert_array_equal(truth.labels, train.labels[first_use])
         kept, held = made.prepared.local(partition_id)
         assert set(first_use) <= set(kept.tolist())

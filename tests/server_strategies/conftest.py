@@ -8,6 +8,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.supercore.run import Run
 
 from fedleak.federation.inline import InlineGrid, identify_server
+from fedleak.versions import versions
 
 
 def arrays(**named) -> ArrayRecord:
@@ -23,7 +24,7 @@ def grid():
     def app(message: Message, context) -> Message:
         partition = context.node_config["partition-id"]
         if message.metadata.message_type == "query":
-            identity = ConfigRecord({"partition-id": partition})
+            identity = ConfigRecord({"partition-id": partition, **versions()})
             return Message(RecordDict({"fedleak": identity}), reply_to=message)
         received = next(iter(message.content.array_records.values()))
         trained = {

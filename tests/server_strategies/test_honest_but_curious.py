@@ -11,6 +11,7 @@ from fedleak.captures import CaptureStore
 from fedleak.errors import QuorumLost
 from fedleak.records import TrainingFacts
 from server_strategies import Aggregation, HonestButCurious
+from server_strategies.roster import Roster
 
 from .conftest import arrays
 
@@ -42,7 +43,7 @@ def final_model(grid, strategy, rounds=2):
 
 
 def build(kind):
-    return Aggregation(kind=kind, parameters=RULES[kind]).build(clients=3, evaluate=False)
+    return Aggregation(kind=kind, parameters=RULES[kind]).build(evaluate=False)
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +150,7 @@ def test_a_client_that_fails_or_stays_silent_is_absent(grid, tmp_path):
             return reply_to(message, error=Error(code=2, reason="out of memory"))
         return None if index == 1 else reply
 
-    roster = {node: index for index, node in enumerate(grid.get_node_ids())}
+    roster = Roster({node: index for index, node in enumerate(grid.get_node_ids())})
     store, manifest, _ = exchange(grid, tmp_path, spoil, roster=roster)
     assert manifest["absent"] == ["client-000", "client-001"]
     assert store.clients(1) == ["client-002"]

@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 
 from fedleak.errors import QuorumLost
+from server_strategies.roster import Roster
 from server_strategies.sampling import SampleByPartition
 
 from .conftest import arrays
@@ -22,7 +23,7 @@ def sampler(seed=0, clients=3, per_round=2, patience=5.0):
         seed=seed,
         clients=clients,
         clients_per_round=per_round,
-        roster={},
+        roster=Roster(),
         patience=patience,
     )
 
@@ -64,7 +65,7 @@ def test_replies_are_summed_in_the_order_of_partitions(grid):
 
 
 def test_too_few_nodes_are_named_with_their_number(grid):
-    with pytest.raises(QuorumLost, match=r"3 of 5 clients connected within 0 s"):
+    with pytest.raises(QuorumLost, match=r"3 of 5 clients connected \(client-003, client-004 missing\) within 0 s"):
         chosen(sampler(clients=5, patience=0.0), grid, 1)
 
 

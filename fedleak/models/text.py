@@ -1,0 +1,44 @@
+"""The text classifier of Boenisch et al., When the Curious Abandon Honesty, Table 8."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from fedleak.errors import Problem, ScenarioError
+from fedleak.models.architecture import Architecture
+from fedleak.models.mlp import Width, dense_layers
+
+
+class BoenischText(Architecture):
+    """An embedding of each token, and dense layers with ReLU on all of them side by side.
+
+    The table's network ends in one neuron for two classes; this one, as all here, has
+    one output per class.
+    """
+
+    kind: Literal["boenisch-text"] = "boenisch-text"
+    tokens: int = Field(
+        10_000, ge=2, le=10_000_000, description="tokens there are, at least those of the data"
+    )
+    dimension: int = Field(250, ge=1, le=100_000, description="size of a token's embedding")
+    widths: tuple[Width, ...] = Field(
+        (1000,), min_length=1, max_length=100, description="neurons of each hidden layer"
+    )
+
+    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        """Make the network for texts ``(length,)``.
+
+        Raises:
+            ScenarioError: The samples are not texts.
+        """
+        if len(input_shape) != 1:
+            message = f"{self.kind!r} needs texts (length,); the data has samples {input_shape}."
+            raise ScenarioError(Problem("model.kind", message))
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        layers["embedding"] = nn.Embedding(self.tokens, self.dimension)
+        dense = dense_layers(input_shape[0] * self.dimension, self.widths, classes)
+        return nn.Sequential(layers | dense)

@@ -1,0 +1,215 @@
+"""The figures of a study: each metric over the matrix's numeric key.
+
+Matplotlib draws them as SVG: some ten kilobytes each, in a page that needs neither
+scripts nor a network. A plotting library in the page itself would add megabytes and ask
+for scripts to be allowed.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedleak.reporting.results import Expectation
+from fedleak.reporting.study.results import StudyCell, StudyResults, Value
+from fedleak.reporting.study.tables import finite, metric_aggregates
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_SERIES = 10
+MOST_NAMES = 40
+_EXPECTED = {
+    "==": ("D", "published"),
+    ">=": ("^", "expected at least"),
+    "<=": ("v", "expected at most"),
+}
+"""Marker and words for each way of comparing."""
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fedleak",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing as it stands in the page.
+
+    Attributes:
+        title: What is drawn.
+        source: An SVG data URI.
+        alt: The drawing in words.
+        left_out: Series that there was no room for.
+    """
+
+    title: str
+    source: str
+    alt: str
+    left_out: int
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A cell's place on the axis, what was measured there and what was expected."""
+
+    x: float
+    value: Value
+    expected: Expectation | None
+
+
+def figures(results: StudyResults) -> list[Figure]:
+    """One figure for each metric that has a finite value."""
+    if len(results.cells) < 2:
+        return []
+    key = _axis(results)
+    drawn = []
+    for metric, aggregate in metric_aggregates(results).items():
+        series = _series(results, metric, aggregate, key)
+        if series:
+            drawn.append(_draw(results, metric, aggregate, key, series))
+    return drawn
+
+
+def _axis(results: StudyResults) -> str | None:
+    """The numeric key with the most values; of several the one that varies fastest."""
+    sizes = {
+        key: len(set(numbers.values()))
+        for key in results.keys
+        if (numbers := results.numbers(key)) is not None
+    }
+    best = max(sizes.values(), default=0)
+    return next((key for key in reversed(sizes) if sizes[key] == best), None) if best > 1 else None
+
+
+def _series(
+    results: StudyResults, metric: str, aggregate: str, key: str | None
+) -> dict[str, list[_Point]]:
+    """Points by what else sets them apart, ascending."""
+    cells = {cell.name: cell for cell in results.cells}
+    order = {name: float(position) for position, name in enumerate(cells)}
+    places = (results.numbers(key) if key is not None else None) or order
+    chosen = [
+        value
+        for value in results.values
+        if value.metric == metric
+        and value.aggregate == aggregate
+        and finite(value.mean)
+        and value.cell in places
+    ]
+    attacks = {value.attack for value in chosen}
+    series: dict[str, list[_Point]] = {}
+    for value in chosen:
+        words = _settings(results, cells[value.cell], key) if key is not None else []
+        words += [value.attack] if len(attacks) > 1 and value.attack else []
+        words += [value.layer] if value.layer else []
+        point = _Point(places[value.cell], value, _expected(results, value))
+        series.setdefault(", ".join(words), []).append(point)
+    return {name: sorted(points, key=lambda point: point.x) for name, points in series.items()}
+
+
+def _settings(results: StudyResults, cell: StudyCell, but: str) -> list[str]:
+    return [
+        f"{results.short_keys[key]} = {words}" for key, words in cell.settings.items() if key != but
+    ]
+
+
+def _expected(results: StudyResults, value: Value) -> Expectation | None:
+    for expected in results.expectations:
+        if (
+            (expected.cell, expected.metric, expected.layer, expected.aggregate)
+            == (value.cell, value.metric, value.layer, value.aggregate)
+            and expected.attack in (None, value.attack)
+            and expected.minus is None
+        ):
+            return expected
+    return None
+
+
+def _draw(
+    results: StudyResults,
+    metric: str,
+    aggregate: str,
+    key: str | None,
+    series: Mapping[str, Sequence[_Point]],
+) -> Figure:
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    shown = dict(list(series.items())[:MOST_SERIES])
+    with matplotlib.rc_context(_STYLE):
+        canvas = Canvas(figsize=(7.2, 3.8), layout="constrained")
+        axes = canvas.add_subplot()
+        for index, (name, points) in enumerate(shown.items()):
+            _draw_series(axes, name, points, f"C{index}", joined=key is not None)
+        title = f"{aggregate} {metric}"
+        axes.set_ylabel(title)
+        if key is not None:
+            axes.set_xlabel(key)
+            places = sorted({point.x for points in shown.values() for point in points})
+            if places[0] > 0 and places[-1] / places[0] >= 100:
+                axes.set_xscale("log")
+        else:
+            axes.set_xlabel("cell")
+            names = [", ".join(cell.settings.values()) for cell in results.cells]
+            if len(names) <= MOST_NAMES:
+                axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        handles, labels = axes.get_legend_handles_labels()
+        if any(labels):
+            axes.legend(handles, labels, fontsize="small")
+        buffer = io.BytesIO()
+        canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    over = key or "the cells"
+    return Figure(
+        title=f"{title} over {over}",
+        source="data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode(),
+        alt=f"{title} over {over}; the values stand in the table below",
+        left_out=len(series) - len(shown),
+    )
+
+
+def _draw_series(
+    axes: Axes, name: str, points: Sequence[_Point], colour: str, *, joined: bool
+) -> None:
+    xs = [point.x for point in points]
+    means = [point.value.mean for point in points]
+    marks: dict[str, Any] = {"color": colour, "label": name or "measured"}
+    axes.plot(xs, means, "o-" if joined else "o", markersize=4, linewidth=1.2, **marks)
+    spread = [point for point in points if finite(point.value.low)]
+    if spread:
+        # `low` and `high` are there together.
+        lows = [point.value.mean - (point.value.low or 0.0) for point in spread]
+        highs = [(point.value.high or 0.0) - point.value.mean for point in spread]
+        axes.errorbar(
+            [point.x for point in spread],
+            [point.value.mean for point in spread],
+            yerr=[lows, highs],
+            fmt="none",
+            ecolor=colour,
+            capsize=3,
+        )
+    for comparison, (marker, words) in _EXPECTED.items():
+        there = [
+            (point.x, point.expected.value)
+            for point in points
+            if point.expected is not None and point.expected.comparison == comparison
+        ]
+        if there:
+            axes.plot(
+                *zip(*there, strict=True),
+                marker,
+                markersize=8,
+                markerfacecolor="none",
+                markeredgecolor=colour,
+                label=f"{name}, {words}".removeprefix(", "),
+            )

@@ -1,0 +1,37 @@
+"""The HTML page of a study: one file, offline and without scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedleak.reporting.page import fill, put_page
+from fedleak.reporting.study.figures import MOST_SERIES, figures
+from fedleak.reporting.study.results import read_study
+from fedleak.reporting.study.tables import answer, extent, failures, place
+
+
+def write_study_page(directory: Path) -> Path:
+    """Write ``report/index.html`` into the directory of a study and return its path.
+
+    Args:
+        directory: The study's directory.
+
+    Raises:
+        ResourceError: There is no study, or nothing of it was aggregated.
+        CaptureError: A file of it is damaged; the message names the file.
+    """
+    results = read_study(directory)
+    page = fill(
+        "study/page.html.j2",
+        results=results,
+        title=results.layout.root.resolve().name,
+        answer=answer(results),
+        extent=extent(results),
+        missed=any(not expectation.met for expectation in results.expectations),
+        places={cell.name: place(results, cell) for cell in results.cells},
+        cells={cell.name: cell for cell in results.cells},
+        failures=failures(results),
+        figures=figures(results),
+        most_series=MOST_SERIES,
+    )
+    return put_page(results.layout.root, page)

@@ -1,0 +1,324 @@
+"""From the scores of a study's runs to one table, and the published values beside it.
+
+The scores of all samples of a run become one value: their mean, median, least and
+greatest. These values of a cell's repeats become a mean, a sample standard deviation
+and a 95 % confidence interval of the mean (Student's t over repeats). The repeats are
+the independent draws, the samples of one run are not: they share a model.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fedleak.auditor.cells import Cell, finished
+from fedleak.auditor.notes import read_notes
+from fedleak.captures import RunLayout, StudyLayout, write_atomic
+from fedleak.errors import CaptureError
+from fedleak.scenario import Claim, Scenario, Study, StudyCell, load_study
+from fedleak.scenario.expectations import (
+    AGGREGATES,
+    IN_STUDIES,
+    MODEL_METRICS,
+    TIME,
+    Aggregate,
+    Expectation,
+    aggregated,
+    meets,
+)
+from fedleak.scenario.matrix import label
+
+CONFIDENCE = 0.95
+AGGREGATION = (
+    "The scores of all samples of a run become one value (their mean, median, least or "
+    "greatest); mean, standard deviation and 95 % interval (Student's t) are over the repeats."
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One value of a cell.
+
+    Attributes:
+        cell: The cell's name.
+        attack: The attack, or None for what no attack measures. Attacks that were added
+            to a run with parameters of their own bear their digest: ``gs-1a2b3c``.
+        metric: The score's name.
+        layer: The layer, or None for what belongs to no layer.
+        aggregate: How the samples of a run became one value.
+        repeats: Runs that have the value.
+        samples: Scores of samples behind it, over all of them.
+        mean: Over repeats.
+        sd: Sample standard deviation over repeats (n - 1); None for a single repeat.
+        low: Lower end of the mean's 95 % interval; None for a single repeat.
+        high: Upper end.
+    """
+
+    cell: str
+    attack: str | None
+    metric: str
+    layer: str | None
+    aggregate: Aggregate
+    repeats: int
+    samples: int
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+
+
+_Key = tuple[str | None, str, str | None]
+"""Attack, metric, layer."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one finished run gave: values by key, and which attacks came to nothing."""
+
+    scores: Mapping[_Key, Sequence[float]]
+    troubles: Counter[tuple[str, str, str]]
+    notes: tuple[str, ...]
+
+
+_Runs = Mapping[str, Mapping[int, _Run]]
+"""Finished runs by cell and repeat."""
+
+
+def aggregate(directory: str | Path) -> tuple[Measured, ...]:
+    """Aggregate what a study's finished runs gave; writes ``study.parquet`` and ``study.json``.
+
+    Args:
+        directory: The study's directory; runs may still be missing.
+
+    Raises:
+        CaptureError: The results of a run are damaged.
+    """
+    layout = StudyLayout(Path(directory))
+    study = load_study(layout.scenario)
+    outcomes = {cell.name: _outcomes(layout, study, cell) for cell in study.cells}
+    runs = {
+        cell.name: {
+            outcome["repeat"]: _read_run(layout.run(cell.name, outcome["repeat"]), cell.scenario)
+            for outcome in outcomes[cell.name]
+            if outcome["status"] == "done"
+        }
+        for cell in study.cells
+    }
+    rows = tuple(row for cell in study.cells for row in _rows(cell.name, runs[cell.name]))
+    _write_table(layout, study, rows)
+    summary = {
+        "name": study.name,
+        "keys": study.keys,
+        "repeats": study.repeats,
+        "aggregation": AGGREGATION,
+        "cells": [
+            {
+                "name": cell.name,
+                "settings": {key: label(value) for key, value in cell.settings.items()},
+                "runs": outcomes[cell.name],
+                "troubles": _troubles(runs[cell.name].values()),
+            }
+            for cell in study.cells
+        ],
+        "expectations": [_verdict(claim, study, runs) for claim in study.claims],
+        "notes": list(
+            dict.fromkeys(n for each in runs.values() for r in each.values() for n in r.notes)
+        ),
+    }
+    write_atomic(layout.summary, json.dumps(summary, indent=1).encode())
+    return rows
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % confidence interval of the mean of independent draws (Student's t).
+
+    Returns:
+        None for fewer than two values, or where one is not finite.
+    """
+    # scipy.stats takes a while to import.
+    from scipy import stats
+
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return None
+    mean = float(np.mean(values))
+    # scipy's own `sem` takes milliseconds a call, and there are thousands.
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    if error == 0:
+        return mean, mean
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=mean, scale=error)
+    return float(low), float(high)
+
+
+def _outcomes(layout: StudyLayout, study: Study, cell: StudyCell) -> list[dict[str, Any]]:
+    listed = []
+    for repeat in range(study.repeats):
+        try:
+            outcome = json.loads(layout.outcome(cell.name, repeat).read_bytes())
+        except (OSError, ValueError):
+            outcome = {"status": "missing", "reason": "", "seconds": 0.0}
+        listed.append({"repeat": repeat, **outcome})
+    return listed
+
+
+def _read_run(directory: Path, scenario: Scenario) -> _Run:
+    layout = RunLayout(directory)
+    scores: dict[_Key, list[float]] = defaultdict(list)
+    troubles: Counter[tuple[str, str, str]] = Counter()
+    granted = () if scenario.audit.known_labels else None
+    own = {Cell(0, "", attack, {}, granted).settings for attack in scenario.audit.attacks}
+
+    def name(cell: str, attack: str) -> str:
+        settings = cell.split(".", 2)[2]
+        return attack if settings in own else settings
+
+    for outcome in finished(layout):
+        attack = name(outcome.cell, outcome.attack)
+        if outcome.status == "done":
+            scores[attack, TIME, None].append(outcome.seconds)
+        else:
+            troubles[attack, outcome.status, outcome.reason] += 1
+    for row in _read_scores(layout.results):
+        if not math.isnan(row["value"]):
+            key = name(row["cell"], row["attack"]), row["metric"], row["layer"]
+            scores[key].append(row["value"])
+    for metric, value in _last_metrics(layout).items():
+        if metric in MODEL_METRICS:
+            scores[None, metric, None].append(value)
+    return _Run(scores, troubles, read_notes(layout))
+
+
+def _read_scores(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []  # nothing was attacked
+    try:
+        columns = ["cell", "attack", "metric", "layer", "value"]
+        rows: list[dict[str, Any]] = pq.ParquetFile(path).read().select(columns).to_pylist()
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise CaptureError(f"{path} is damaged: {error}") from error
+    return rows
+
+
+def _last_metrics(layout: RunLayout) -> Mapping[str, float]:
+    """What the central party measured after the last round."""
+    try:
+        rounds = json.loads(layout.manifest.read_bytes())["rounds"]
+        metrics: Mapping[str, float] = rounds[max(rounds, key=int)]["metrics"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CaptureError(f"{layout.manifest} is damaged: {error}") from error
+    return metrics
+
+
+def _rows(cell: str, runs: Mapping[int, _Run]) -> Iterator[Measured]:
+    for key in dict.fromkeys(key for run in runs.values() for key in run.scores):
+        scored = [run.scores[key] for run in runs.values() if key in run.scores]
+        attack, metric, layer = key
+        for how in AGGREGATES:
+            values = [aggregated(scores, how) for scores in scored]
+            between = interval(values)
+            yield Measured(
+                cell=cell,
+                attack=attack,
+                metric=metric,
+                layer=layer,
+                aggregate=how,
+                repeats=len(values),
+                samples=sum(map(len, scored)),
+                mean=float(np.mean(values)),
+                sd=None if between is None else float(np.std(values, ddof=1)),
+                low=None if between is None else between[0],
+                high=None if between is None else between[1],
+            )
+
+
+def _verdict(claim: Claim, study: Study, runs: _Runs) -> dict[str, Any]:
+    """A published value beside what the cell's repeats gave on average."""
+    values = _claimed(claim.expectation, claim.cell, study, runs)
+    if claim.minus is not None:
+        other = _claimed(claim.expectation, claim.minus, study, runs)
+        values = {repeat: values[repeat] - other[repeat] for repeat in values if repeat in other}
+    measured = float(np.mean(list(values.values()))) if values else None
+    between = interval(list(values.values()))
+    return {
+        **claim.expectation.model_dump(mode="json", exclude=IN_STUDIES),
+        "cell": claim.cell,
+        "minus": claim.minus,
+        "measured": measured,
+        "low": None if between is None else between[0],
+        "high": None if between is None else between[1],
+        "met": meets(claim.expectation, measured),
+    }
+
+
+def _claimed(expectation: Expectation, cell: str, study: Study, runs: _Runs) -> dict[int, float]:
+    """By repeat, the value of a cell that an expectation is about."""
+    (scenario,) = (each.scenario for each in study.cells if each.name == cell)
+    # Without an attack named, all of the scenario's count; not those that were added later.
+    attacks = {attack.kind for attack in scenario.audit.attacks}
+    if expectation.metric in MODEL_METRICS:
+        counted: set[str | None] = {None}
+    else:
+        counted = {expectation.attack} if expectation.attack is not None else {*attacks}
+    values = {}
+    for repeat, run in runs[cell].items():
+        scores = [
+            value
+            for attack in sorted(counted, key=str)
+            for value in run.scores.get((attack, expectation.metric, expectation.layer), ())
+        ]
+        if scores:
+            values[repeat] = aggregated(scores, expectation.aggregate)
+    return values
+
+
+def _troubles(runs: Iterable[_Run]) -> list[dict[str, Any]]:
+    counts = sum((run.troubles for run in runs), Counter[tuple[str, str, str]]())
+    return [
+        {"attack": attack, "status": status, "reason": reason, "cells": count}
+        for (attack, status, reason), count in counts.most_common()
+    ]
+
+
+def _write_table(layout: StudyLayout, study: Study, rows: Sequence[Measured]) -> None:
+    settings = {cell.name: cell.settings for cell in study.cells}
+    columns: dict[str, list[float] | list[str | None]] = {}
+    for key in study.keys:
+        values = [settings[row.cell].get(key) for row in rows]
+        numbers = [
+            math.nan if value is None else float(value)
+            for value in values
+            if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        ]
+        # A column has one type: numbers, or else the words that stand in the tables.
+        columns[key] = (
+            numbers
+            if len(numbers) == len(values)
+            else [None if value is None else label(value) for value in values]
+        )
+    schema = pa.schema(
+        [
+            ("cell", pa.string()),
+            ("attack", pa.string()),
+            ("metric", pa.string()),
+            ("layer", pa.string()),
+            ("aggregate", pa.string()),
+            ("repeats", pa.int64()),
+            ("samples", pa.int64()),
+            *((name, pa.float64()) for name in ("mean", "sd", "low", "high")),
+        ]
+    )
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema)
+    for position, (key, column) in enumerate(columns.items()):
+        table = table.add_column(position, key, pa.array(column, from_pandas=True))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    write_atomic(layout.table, buffer.getvalue())

@@ -1,0 +1,218 @@
+"""Reports of studies, from files that a test wrote: nothing is run."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from fedleak.captures import StudyLayout
+from fedleak.errors import CaptureError, ResourceError
+from fedleak.reporting import report, study_markdown, study_report
+from fedleak.reporting.study import read_study
+from fedleak.reporting.study.figures import figures
+from fedleak.reporting.study.tables import with_interval
+
+Build = Callable[..., Path]
+
+
+def expected(cell: str, value: float, measured: float | None, **more: Any) -> dict[str, Any]:
+    return {
+        "metric": "psnr", "aggregate": "mean", "comparison": "==", "value": value,
+        "measured": measured, "met": measured == value, "cell": cell, **more,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    """Writes a study with a batch size for each of ``psnr``: (mean, low, high)."""
+
+    def make(
+        psnr: Sequence[tuple[float, float | None, float | None]] = ((40.0, 38.0, 42.0), (9, 8, 10)),
+        settings: Callable[[int], dict[str, str]] = lambda i: {"client.batch_size": str(2**i)},
+        metrics: Sequence[str] = ("psnr",),
+        **summary: Any,
+    ) -> Path:
+        layout = StudyLayout(tmp_path / "study")
+        layout.cells.mkdir(parents=True)
+        layout.scenario.write_text('name = "s"\n')
+        layout.environment.write_text(json.dumps({"command": "fedleak run <s>.toml"}))
+        names = [f"cell-{i}" for i in range(len(psnr))]
+        runs = [{"repeat": r, "status": "done", "seconds": 1.0} for r in range(2)]
+        cells = [
+            {"name": name, "settings": settings(i), "runs": runs, "troubles": []}
+            for i, name in enumerate(names)
+        ]
+        content = {
+            "name": "s", "keys": list(dict.fromkeys(k for c in cells for k in c["settings"])),
+            "repeats": 2, "aggregation": "How.", "cells": cells, "expectations": [], "notes": [],
+        }  # fmt: skip
+        layout.summary.write_text(json.dumps(content | summary))
+        rows = [
+            {
+                "cell": name, "attack": "gs", "metric": metric, "layer": None, "aggregate": how,
+                "repeats": 2, "samples": 4, "mean": float(mean), "low": low, "high": high,
+                "sd": None if low is None else 1.0,
+            }
+            for name, (mean, low, high) in zip(names, psnr, strict=True)
+            for metric in metrics
+            for how in ("mean", "median")
+        ]  # fmt: skip
+        schema = pa.schema(
+            [(n, pa.string()) for n in ("cell", "attack", "metric", "layer", "aggregate")]
+            + [(n, pa.int64()) for n in ("repeats", "samples")]
+            + [(n, pa.float64()) for n in ("mean", "sd", "low", "high")]
+        )
+        pq.write_table(pa.Table.from_pylist(rows, schema), layout.table)
+        return layout.root
+
+    return make
+
+
+def printed(place: Path) -> list[str]:
+    file = io.StringIO()
+    Console(width=80, file=file).print(study_report(place))
+    lines = [line.rstrip() for line in file.getvalue().splitlines()]
+    assert max(map(len, lines)) <= 80
+    return lines
+
+
+def drawings(place: Path) -> list[str]:
+    """The SVGs in a page."""
+    found = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', report(place).read_text())
+    return [base64.b64decode(text).decode() for text in found]
+
+
+def test_the_answer_then_expectations_then_the_table(build: Build) -> None:
+    place = build(expectations=[expected("cell-0", 40.0, 40.0), expected("cell-1", 12.0, 9.0)])
+    lines = printed(place)
+    assert lines[0].startswith("1 of 2 expected values were met. Most leaked at batch_size = 1:")
+    missed = next(i for i, line in enumerate(lines) if " NO" in line)
+    assert lines[missed].split() == [
+        "batch_size", "=", "2", "mean", "psnr", "=", "12", "9", "−3", "NO",
+    ]  # fmt: skip
+    assert "yes" in lines[missed + 1], "misses come first"
+    rows = [line.split() for line in lines]
+    assert ["1", "gs", "40", "±", "2"] in rows
+    assert ["2", "gs", "9", "±", "1"] in rows
+
+
+def test_many_metrics_are_cut_into_tables_of_80_columns(build: Build) -> None:
+    metrics = [f"metric-number-{i}" for i in range(9)]
+    lines = printed(build(metrics=metrics))
+    heads = [line for line in lines if line.startswith("batch_size ")]
+    assert len(heads) > 1
+    assert [word for head in heads for word in head.split()[2:]] == metrics
+
+
+def test_values_in_words(build: Build) -> None:
+    (value, *_) = read_study(build([(1.0, None, None)])).values
+    assert with_interval(value) == "1"
+    assert with_interval(None) == "–"
+
+
+def test_a_figure_for_each_metric_over_the_numeric_key(build: Build) -> None:
+    place = build(
+        [(40.0, 38.0, 42.0), (9.0, 8.0, 10.0), (5.0, None, None), (float("inf"), None, None)],
+        settings=lambda i: {"init.kind": "ab"[i % 2], "client.batch_size": str(10 ** (i // 2 * 3))},
+        metrics=["psnr", "ssim"],
+        expectations=[expected("cell-0", 41.0, 40.0), expected("cell-1", 9.0, 9.0, metric="ssim")],
+    )
+    drawn = figures(read_study(place))
+    assert [figure.title for figure in drawn] == [
+        "mean psnr over client.batch_size", "mean ssim over client.batch_size",
+    ]  # fmt: skip
+    svgs = drawings(place)
+    assert len(svgs) == 2
+    for svg in svgs:
+        words = {e.text for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("text")}
+        assert {"client.batch_size", "kind = a", "kind = b"} <= words
+        assert len(svg) < 60_000
+    assert "kind = a, published" in svgs[0] and "kind = b, published" not in svgs[0]
+    assert "kind = b, published" in svgs[1]
+
+
+def test_a_difference_of_two_cells_is_not_drawn_at_one_of_them(build: Build) -> None:
+    place = build(expectations=[expected("cell-0", 31.0, 31.0, minus="cell-1")])
+    assert "published" not in drawings(place)[0]
+    assert any(line.startswith("batch_size = 1 minus batch_size") for line in printed(place))
+
+
+def test_without_a_numeric_key_cells_stand_side_by_side(build: Build) -> None:
+    place = build(settings=lambda i: {"init.kind": ["xavier", "a$b$"][i]})
+    (svg,) = drawings(place)
+    assert "xavier" in svg and "a$b$" in svg
+
+
+def test_the_page_needs_nothing_from_outside_and_escapes(build: Build) -> None:
+    place = build(
+        settings=lambda i: {"client.batch_size": f"<b>{i}"},
+        expectations=[expected("cell-0", 1.0, 40.0, source="<script>")],
+        notes=["A <note>."],
+    )
+    page = report(place).read_text()
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page
+    assert "<script" not in page and "<b>0" not in page and "&lt;b&gt;0" in page
+    assert "fedleak run &lt;s&gt;.toml" in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    order = [page.index(part) for part in (
+        "<h1>", "A &lt;note&gt;.", "Published and measured</h2>", "Figures</h2>", "Every value</h2>"
+    )]  # fmt: skip
+    assert order == sorted(order)
+
+
+def test_what_did_not_finish_is_told(build: Build) -> None:
+    place = build()
+    summary = json.loads((place / "study.json").read_text())
+    summary["cells"][0]["runs"] = [
+        {"repeat": 0, "status": "failed", "reason": "Traceback\n  x\nKeyError: 'y'"},
+        {"repeat": 1, "status": "missing"},
+    ]
+    summary["cells"][1]["troubles"] = [
+        {"attack": "gs", "status": "failed", "reason": "diverged", "cells": 3}
+    ]
+    (place / "study.json").write_text(json.dumps(summary))
+    words = " ".join(printed(place))
+    assert "2 of 4 runs finished, 1 failed, 1 not run yet." in words
+    assert "cell-0 failed: KeyError: 'y'" in words
+    assert "cell-1, gs failed: diverged (3 times)" in words
+    assert "KeyError: &#39;y&#39;" in report(place).read_text()
+
+
+def test_markdown_of_a_study_without_expectations(build: Build) -> None:
+    lines = study_markdown(build(notes=["Mind this."])).splitlines()
+    assert "Mind this." in lines
+    assert [line for line in lines if line.startswith("|")] == [
+        "| batch_size | attack | psnr |",
+        "| --- | --- | --- |",
+        "| 1 | gs | 40 ± 2 |",
+        "| 2 | gs | 9 ± 1 |",
+    ]
+
+
+def test_keys_are_shortened_as_far_as_they_stay_apart(build: Build) -> None:
+    keys = {"data.kind": "x", "model.kind": "y", "audit.attacks.0.tv": "1", "seed": "2"}
+    results = read_study(build(settings=lambda _: keys))
+    assert list(results.short_keys.values()) == ["data.kind", "model.kind", "tv", "seed"]
+
+
+def test_what_is_no_study_or_damaged(build: Build, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="is no study's directory"):
+        read_study(tmp_path)
+    place = build()
+    (place / "study.parquet").write_text("x")
+    with pytest.raises(CaptureError, match=r"study\.parquet is damaged"):
+        read_study(place)
+    (place / "study.json").unlink()
+    with pytest.raises(ResourceError, match="has no table yet; `fedleak report"):
+        report(place)

@@ -1,0 +1,216 @@
+"""From scores to the table, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import tomli_w
+
+from fedleak.auditor.cells import Cell
+from fedleak.auditor.ledger import write_ledger
+from fedleak.captures import RunLayout, StudyLayout
+from fedleak.errors import CaptureError
+from fedleak.scenario import load_study
+from fedleak.studies import aggregate
+from fedleak.studies.aggregation import Measured, interval
+
+Tiny = Callable[..., dict[str, Any]]
+ONE, TWO = "client.batch_size=1", "client.batch_size=2"
+
+
+class Written:
+    """A study's directory with scores that a test chose; nothing is run."""
+
+    def __init__(self, root: Path, document: dict[str, Any]) -> None:
+        self.root = root
+        self.layout = StudyLayout(root)
+        self.layout.cells.mkdir(parents=True)
+        self.layout.scenario.write_text(tomli_w.dumps(document))
+        self.study = load_study(document)
+
+    def run(
+        self,
+        cell: str,
+        repeat: int,
+        psnr: Sequence[float],
+        *,
+        layer: str | None = None,
+        accuracy: float | None = None,
+        failed: str = "",
+    ) -> None:
+        (scenario,) = (c.scenario for c in self.study.cells if c.name == cell)
+        layout = RunLayout(self.layout.run(cell, repeat))
+        layout.cells.mkdir(parents=True)
+        metrics = {} if accuracy is None else {"accuracy": accuracy, "clients/train_loss": 1.0}
+        rounds = {"1": {"metrics": {"accuracy": 0.0}}, "2": {"metrics": metrics}}
+        layout.manifest.write_text(json.dumps({"rounds": rounds}))
+        name = Cell(1, "client-000", scenario.audit.attacks[0], {}).name
+        outcome = {
+            "cell": name, "round": 1, "client": "client-000", "attack": "analytic",
+            "parameters": {}, "status": "failed" if failed else "done", "reason": failed,
+            "seconds": 2.0 + repeat, "samples": len(psnr),
+        }  # fmt: skip
+        (layout.cells / f"{name}.json").write_text(json.dumps(outcome))
+        common = {"cell": name, "round": 1, "client": "client-000", "attack": "analytic"}
+        write_ledger(
+            layout.results,
+            [
+                {**common, "sample": i, "match": i, "metric": "psnr", "value": v, "layer": layer}
+                for i, v in enumerate(psnr)
+            ],
+        )
+        state = {"status": "done", "reason": "", "seconds": 1.0}
+        self.layout.outcome(cell, repeat).write_text(json.dumps(state))
+
+    def summary(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self.layout.summary.read_text())
+        return content
+
+
+@pytest.fixture
+def written(tiny: Tiny, tmp_path: Path) -> Callable[..., Written]:
+    return lambda **tables: Written(tmp_path / "study", tiny(**tables))
+
+
+def value(rows: Sequence[Measured], cell: str, metric: str, aggregate: str = "mean") -> Measured:
+    (row,) = (r for r in rows if (r.cell, r.metric, r.aggregate) == (cell, metric, aggregate))
+    return row
+
+
+def test_samples_first_then_repeats(written: Callable[..., Written]) -> None:
+    study = written(repeats=3)
+    # Means 10, 20 and 36: mean 22, deviations -12, -2, 14, so the sum of squares is 344.
+    study.run(ONE, 0, [10.0])
+    study.run(ONE, 1, [5.0, 10.0, 45.0])
+    study.run(ONE, 2, [40.0, 32.0, math.nan])
+    row = value(aggregate(study.root), ONE, "psnr")
+    assert (row.attack, row.layer, row.repeats, row.samples) == ("analytic", None, 3, 6)
+    assert row.mean == pytest.approx(22)
+    assert row.sd == pytest.approx(math.sqrt(344 / 2))
+    # 4.302653 is the 97.5 % point of Student's t with two degrees of freedom, as printed.
+    half = 4.302653 * math.sqrt(344 / 2) / math.sqrt(3)
+    assert row.low == pytest.approx(22 - half, rel=1e-6)
+    assert row.high == pytest.approx(22 + half, rel=1e-6)
+    medians = value(aggregate(study.root), ONE, "psnr", "median")
+    assert medians.mean == pytest.approx((10 + 10 + 36) / 3)
+    assert value(aggregate(study.root), ONE, "psnr", "max").mean == pytest.approx(95 / 3)
+    assert value(aggregate(study.root), ONE, "psnr", "min").mean == pytest.approx(47 / 3)
+
+
+def test_intervals() -> None:
+    # 12.706205 and 2.776445: the 97.5 % points for 1 and 4 degrees of freedom, as printed.
+    assert interval([1.0, 3.0]) == pytest.approx((2 - 12.706205, 2 + 12.706205), rel=1e-6)
+    half = 2.776445 * math.sqrt(2.5 / 5)
+    assert interval([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx((3 - half, 3 + half), rel=1e-6)
+    assert interval([7.0, 7.0]) == (7, 7)
+    assert interval([7.0]) is None
+    assert interval([7.0, math.inf]) is None
+
+
+def test_one_repeat_has_no_interval(written: Callable[..., Written]) -> None:
+    study = written()
+    study.run(ONE, 0, [10.0, 20.0], accuracy=0.75)
+    rows = aggregate(study.root)
+    row = value(rows, ONE, "psnr")
+    assert (row.mean, row.sd, row.low, row.high) == (15, None, None, None)
+    model = value(rows, ONE, "accuracy")
+    assert (model.mean, model.attack) == (0.75, None), "of the last round"
+    assert value(rows, ONE, "seconds").mean == 2
+    assert {row.metric for row in rows} == {"psnr", "accuracy", "seconds"}
+    assert {row.cell for row in rows} == {ONE}, "the other cell was not run"
+
+
+def test_the_table_has_the_keys_as_columns(written: Callable[..., Written]) -> None:
+    matrix = {"client.batch_size": [1], "model": [{"kind": "mlp", "hidden": [9]}]}
+    study = written(matrix=matrix)
+    (cell,) = study.study.cells
+    study.run(cell.name, 0, [10.0], layer="fc1")
+    aggregate(study.root)
+    table = pq.ParquetFile(study.layout.table).read()
+    assert table.column_names[:3] == ["client.batch_size", "model", "cell"]
+    first = next(row for row in table.to_pylist() if row["metric"] == "psnr")
+    assert first["client.batch_size"] == 1.0
+    assert first["model"] == "mlp hidden=[9]"
+    assert first["layer"] == "fc1"
+
+
+def test_keys_that_some_cells_lack(written: Callable[..., Written]) -> None:
+    study = written(matrix=[{"client.batch_size": [1]}, {"init.kind": ["normal"]}])
+    for cell in study.study.cells:
+        study.run(cell.name, 0, [10.0])
+    aggregate(study.root)
+    table = pq.ParquetFile(study.layout.table).read().to_pylist()
+    assert {(row["client.batch_size"], row["init.kind"]) for row in table} == {
+        (1.0, None), (None, "normal"),
+    }  # fmt: skip
+
+
+def test_published_values_beside_measured_ones(written: Callable[..., Written]) -> None:
+    compact = {
+        "metric": "psnr", "aggregate": "mean", "comparison": "==", "tolerance": 1.0,
+        "over": "client.batch_size", "values": {"1": 15.5, "2": 40.0}, "source": "Table 1",
+    }  # fmt: skip
+    study = written(repeats=2, expect=[compact])
+    for repeat, values in enumerate([[10.0, 12.0], [20.0]]):
+        study.run(ONE, repeat, values)
+        study.run(TWO, repeat, [30.0])
+    aggregate(study.root)
+    first, second = study.summary()["expectations"]
+    assert (first["cell"], first["value"], first["measured"], first["met"]) == (
+        ONE, 15.5, 15.5, True,
+    )  # fmt: skip
+    # 11 and 20: half of their distance times the 97.5 % point for one degree of freedom.
+    assert first["high"] - first["measured"] == pytest.approx(4.5 * 12.706205, rel=1e-6)
+    assert (second["cell"], second["measured"], second["met"]) == (TWO, 30.0, False)
+    assert {"where", "over", "values"}.isdisjoint(first)
+
+
+def test_two_cells_are_compared_repeat_by_repeat(written: Callable[..., Written]) -> None:
+    claim = {
+        "metric": "psnr", "comparison": ">=", "value": 5.0,
+        "where": {"client.batch_size": 1}, "minus": {"client.batch_size": 2},
+    }  # fmt: skip
+    study = written(repeats=3, expect=[claim])
+    for repeat, (one, two) in enumerate([(20.0, 10.0), (50.0, 42.0)]):
+        study.run(ONE, repeat, [one])
+        study.run(TWO, repeat, [two])
+    study.run(ONE, 2, [1000.0])  # has no counterpart
+    aggregate(study.root)
+    (told,) = study.summary()["expectations"]
+    assert (told["measured"], told["met"], told["minus"]) == (9.0, True, TWO)
+    assert told["high"] - 9 == pytest.approx(12.706205, rel=1e-6)
+
+
+def test_what_was_not_measured_is_a_miss(written: Callable[..., Written]) -> None:
+    study = written(expect=[{"metric": "ssim", "comparison": "<=", "value": 1.0}])
+    study.run(ONE, 0, [10.0])
+    aggregate(study.root)
+    assert [(e["measured"], e["met"]) for e in study.summary()["expectations"]] == [
+        (None, False), (None, False),
+    ]  # fmt: skip
+
+
+def test_attacks_that_failed_are_counted(written: Callable[..., Written]) -> None:
+    study = written(repeats=2)
+    study.run(ONE, 0, [], failed="it diverged")
+    study.run(ONE, 1, [], failed="it diverged")
+    aggregate(study.root)
+    cell = study.summary()["cells"][0]
+    assert cell["troubles"] == [
+        {"attack": "analytic", "status": "failed", "reason": "it diverged", "cells": 2}
+    ]
+    assert [run["status"] for run in study.summary()["cells"][1]["runs"]] == ["missing"] * 2
+
+
+def test_damaged_results_are_named(written: Callable[..., Written]) -> None:
+    study = written()
+    study.run(ONE, 0, [10.0])
+    RunLayout(study.layout.run(ONE, 0)).results.write_text("no table")
+    with pytest.raises(CaptureError, match=r"results\.parquet is damaged"):
+        aggregate(study.root)
