@@ -1,0 +1,179 @@
+"""``fedleak deploy``. Commands parse and call; the work is done in the other modules."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fedleak.scenario import Scenario
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Run a scenario as a real federation: SuperLink, SuperNodes and auditor, in "
+    "containers or as processes.",
+)
+
+ScenarioPath = Annotated[Path, typer.Argument(help="Scenario file (TOML).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a value of the scenario."),
+]
+Clients = Annotated[
+    int | None, typer.Option(min=1, help="Number of clients; default the scenario's.")
+]
+Certificates = Annotated[
+    Path | None,
+    typer.Option(
+        "--certs", envvar="FEDLEAK_CERTS", help="This party's folder of `fedleak deploy certs`."
+    ),
+]
+
+
+@app.command()
+def processes(
+    scenario: ScenarioPath,
+    set_: Overrides = None,
+    clients: Clients = None,
+    runs: Annotated[Path, typer.Option(help="Where the run directory is made.")] = Path("runs"),
+    directory: Annotated[
+        Path | None, typer.Option("--out", help="Exact run directory to make instead.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="The SuperLink's port on loopback.")] = 8000,
+    certs: Annotated[
+        Path | None, typer.Option(help="Folder of `fedleak deploy certs`, for TLS.")
+    ] = None,
+    private: Annotated[
+        list[int] | None,
+        typer.Option(help="Partition id of a client that does not opt in to being scored."),
+    ] = None,
+) -> None:
+    """Run SuperLink, SuperNodes and auditor as processes on loopback.
+
+    Example: fedleak deploy processes scenarios/deployment.toml --port 8100
+    """
+    from fedleak.deployment.auditing import audited_while_running
+    from fedleak.deployment.processes import run_processes
+    from fedleak.federation.resources import check_resources
+    from fedleak.scenario import prepare
+
+    checked = _deployed(scenario, set_, clients)
+    place = directory or runs / f"{checked.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    check_resources(prepare(checked), place)
+    declined = set(private or ())
+    with audited_while_running(checked, place):
+        run_processes(
+            checked,
+            place,
+            port=port,
+            certificates=certs,
+            opted_in=lambda partition: partition not in declined,
+        )
+
+
+@app.command()
+def certs(
+    directory: Annotated[Path, typer.Argument(help="Where the parties' folders are made.")],
+    clients: Annotated[int, typer.Option(min=1, help="Number of clients.")] = 3,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name or address under which clients reach the server; default superlink and "
+            "loopback."
+        ),
+    ] = None,
+    owner: Annotated[
+        int | None,
+        typer.Option(help="User id that is to own the files: 10001 in containers; needs root."),
+    ] = None,
+) -> None:
+    """Make certificates and keys, one folder for each party; again: renew them.
+
+    Example: fedleak deploy certs certs --clients 3 --owner 10001
+    """
+    from fedleak.deployment.certificates import HOSTS, make_certificates
+
+    make_certificates(directory, clients, host or HOSTS, owner)
+    print(f"Wrote {directory}. Each party gets its own folder; {directory / 'ca'} stays here.")
+
+
+@app.command()
+def superlink(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The one port.")] = 8000,
+    database: Annotated[Path, typer.Option(help="File for its state.")] = Path("superlink.db"),
+    certs: Certificates = None,
+) -> None:
+    """Become a SuperLink, as containers do.
+
+    Example: fedleak deploy superlink --certs certs/server
+    """
+    from fedleak.deployment.flower import become, superlink_command
+
+    become(superlink_command(host, port, database, certs))
+
+
+@app.command()
+def supernode(
+    partition: Annotated[int, typer.Argument(min=0, help="The partition that it holds.")],
+    clients: Annotated[int, typer.Option(min=1, help="Clients in the federation.")] = 3,
+    server: Annotated[
+        str, typer.Option("--superlink", help="host:port of the SuperLink.")
+    ] = "127.0.0.1:8000",
+    audit_data: Annotated[
+        bool,
+        typer.Option(
+            "--audit-data",
+            envvar="FEDLEAK_AUDIT_DATA",
+            help="Opt in: the auditor may score this client against the audit data set.",
+        ),
+    ] = False,
+    port: Annotated[int, typer.Option(help="For its own ClientApp, on loopback.")] = 9094,
+    certs: Certificates = None,
+) -> None:
+    """Become a SuperNode, as containers do.
+
+    Example: fedleak deploy supernode 0 --superlink 10.0.0.5:8000 --certs certs/client-000
+    """
+    from fedleak.deployment.flower import become, supernode_command
+
+    command = supernode_command(
+        server, partition, clients, audit_data=audit_data, port=port, certificates=certs
+    )
+    become(command)
+
+
+@app.command()
+def start(
+    scenario: ScenarioPath,
+    directory: Annotated[Path, typer.Option("--out", help="The run directory, on the server.")],
+    set_: Overrides = None,
+    clients: Clients = None,
+    server: Annotated[
+        str, typer.Option("--superlink", help="host:port of the SuperLink.")
+    ] = "127.0.0.1:8000",
+    certs: Certificates = None,
+) -> None:
+    """Register the clients with a SuperLink, start the run and follow its log.
+
+    Example: fedleak deploy start scenarios/deployment.toml --out /runs/first
+    """
+    from fedleak.captures import RunLayout
+    from fedleak.deployment.ending import raise_unless_completed
+    from fedleak.deployment.starting import start_run
+
+    checked = _deployed(scenario, set_, clients)
+    status = start_run(checked, directory, server, certificates=certs)
+    raise_unless_completed(RunLayout(directory), status)
+
+
+def _deployed(path: Path, overrides: list[str] | None, clients: int | None) -> Scenario:
+    """The scenario as it is deployed, whatever engine it names."""
+    from fedleak.scenario import load_scenario
+
+    number = [] if clients is None else [f"federation.clients={clients}"]
+    return load_scenario(path, [*(overrides or ()), *number, 'federation.engine="deployment"'])

@@ -1,0 +1,127 @@
+"""Starting a run on a SuperLink and following it to its end."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedleak.deployment.bundle import write_bundle
+from fedleak.deployment.certificates import CA, check_certificates
+from fedleak.deployment.flower import environment, flower
+from fedleak.errors import ResourceError
+from fedleak.scenario import Scenario
+
+_CONNECTION = "deployment"
+_POLL_SECONDS = 0.5
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def start_run(
+    scenario: Scenario,
+    directory: Path,
+    superlink: str,
+    *,
+    certificates: Path | None = None,
+    patience: float = 60.0,
+    on_line: Callable[[str], None] = print,
+) -> str:
+    """Register the clients, start the run and pass its log on until it ends.
+
+    Args:
+        scenario: What to run.
+        directory: The run directory that the server makes; absolute, on its side.
+        superlink: ``host:port`` of the SuperLink.
+        certificates: The operator's folder of `make_certificates`: the keys in it are
+            registered. None for a SuperLink without TLS, which lets everybody in.
+        patience: Seconds to wait for the SuperLink.
+        on_line: Called with each line of the ServerApp's log.
+
+    Returns:
+        How it ended, as Flower says: ``finished:completed``, ``finished:failed``, ...
+
+    Raises:
+        ResourceError: The SuperLink does not answer or refuses the run; a certificate
+            is missing or out of date.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedleak-") as place:
+        home = Path(place) / "home"
+        home.mkdir()
+        (home / "config.toml").write_text(_connection(superlink, certificates))
+        _wait_for(superlink, home, patience)
+        if certificates is not None:
+            for key in sorted(certificates.glob("*.pub")):
+                told = _flwr(home, "supernode", "register", str(key))
+                if not told["success"] and "in use" not in told["error-message"]:
+                    raise ResourceError(f"{key} cannot be registered: {told['error-message']}")
+        bundle = Path(place) / "app"
+        bundle.mkdir()
+        write_bundle(bundle, scenario, directory)
+        told = _flwr(home, "run", str(bundle))
+        if not told["success"]:
+            raise ResourceError(f"{superlink} does not take the run: {told['error-message']}")
+        run = str(told["run-id"])
+        with subprocess.Popen(
+            [flower("flwr"), "log", run, "--stream"],
+            env=environment(home),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ) as log:
+            assert log.stdout is not None
+            for line in log.stdout:
+                on_line(_COLOURS.sub("", line.rstrip()))
+        while True:
+            (listed,) = _flwr(home, "list", "--run-id", run)["runs"]
+            if str(listed["status"]).startswith("finished"):
+                return str(listed["status"])
+            time.sleep(_POLL_SECONDS)
+
+
+def _connection(superlink: str, certificates: Path | None) -> str:
+    if certificates is None:
+        security: dict[str, Any] = {"insecure": True}
+    else:
+        check_certificates(certificates, (CA,))
+        security = {"root-certificates": str((certificates / CA).resolve())}
+    connections = {"default": _CONNECTION, _CONNECTION: {"address": superlink, **security}}
+    return tomli_w.dumps({"superlink": connections})
+
+
+def _wait_for(superlink: str, home: Path, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        told = _flwr(home, "list")
+        if told["success"]:
+            return
+        if time.monotonic() > deadline:
+            raise ResourceError(
+                f"no SuperLink answers at {superlink}: {told.get('error-message', 'no reason')}"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _flwr(home: Path, *arguments: str) -> dict[str, Any]:
+    """Run one of Flower's commands; what it says, as JSON."""
+    done = subprocess.run(
+        [flower("flwr"), *arguments, "--format", "json"],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+    )
+    start = done.stdout.find("{")
+    try:
+        said: dict[str, Any] = json.loads(done.stdout[start:])
+    except ValueError:
+        said = {"success": False, "error-message": done.stderr or "no reason given"}
+    if not said["success"]:
+        # Before the reason it repeats what it was about to do.
+        said["error-message"] = str(said["error-message"]).strip().splitlines()[-1]
+    return said
