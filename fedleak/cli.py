@@ -510,22 +510,36 @@ def _audit(
     def on_plan(cells: int) -> None:
         progress.update(task, completed=0, total=cells or None)
 
+    notes = {"rate": "", "best": "", "step": ""}
+
+    def tell(**update: Any) -> None:
+        progress.update(task, note=", ".join(filter(None, notes.values())), **update)
+
     def on_cell(state: Any) -> None:
         speed = progress.tasks[task].speed
-        rate = "" if speed is None else f"{60 * speed:.0f}/min"
-        best = "" if state.best_psnr is None else f"best {state.best_psnr:.0f} dB"
-        note = ", ".join(filter(None, (rate, best)))
-        progress.update(task, completed=state.done, total=state.total, note=note)
+        notes["rate"] = "" if speed is None else f"{60 * speed:.0f}/min"
+        notes["best"] = "" if state.best_psnr is None else f"best {state.best_psnr:.0f} dB"
+        notes["step"] = ""
+        tell(completed=state.done, total=state.total)
+
+    def on_step(attack: str, iteration: int, total: int) -> None:
+        notes["step"] = f"{attack} {iteration / total:.0%}"
+        tell()
 
     def on_audited(_: Audited) -> None:
         write_page(directory)
 
     if following:
         audited = follow(
-            directory, on_audited=on_audited, on_plan=on_plan, on_cell=on_cell, **request
+            directory,
+            on_audited=on_audited,
+            on_plan=on_plan,
+            on_cell=on_cell,
+            on_step=on_step,
+            **request,
         )
     else:
-        audited = audit_run(directory, on_plan=on_plan, on_cell=on_cell, **request)
+        audited = audit_run(directory, on_plan=on_plan, on_cell=on_cell, on_step=on_step, **request)
     if progress.tasks[task].total is None:
         progress.update(task, completed=1, total=1, note="every attack was finished before")
     return audited

@@ -12,9 +12,10 @@ from typing import Any
 
 from fedleak.attacks import Attack
 from fedleak.auditor.cells import Cell, Outcome, finished
-from fedleak.auditor.executors import execute
+from fedleak.auditor.executors import OnStep, execute
 from fedleak.auditor.ledger import write_ledger
 from fedleak.auditor.notes import write_notes
+from fedleak.auditor.participants import participants
 from fedleak.auditor.scoring import score
 from fedleak.auditor.subject import Subject, subject_of_scenario
 from fedleak.captures import CaptureStore, RunLayout, StudyLayout, write_atomic
@@ -69,6 +70,7 @@ def audit(
     settings: Audit | None = None,
     on_plan: Callable[[int], None] | None = None,
     on_cell: OnCell | None = None,
+    on_step: OnStep | None = None,
 ) -> Audited:
     """Attack and score the captures of a run. Finished cells are not run again.
 
@@ -81,6 +83,7 @@ def audit(
         settings: Where cells run; default as the scenario says, else in this process.
         on_plan: Called once, with the number of cells to run.
         on_cell: Called after each cell.
+        on_step: Called now and then while cells run in this process.
 
     Returns:
         All scores of the run so far, and how its expectations fared.
@@ -103,6 +106,7 @@ def audit(
             "`fedleak run SCENARIO` makes a run directory and prints its path"
         )
     scenario = _scenario_of(layout)
+    took_part = participants(layout, scenario) if scenario is not None else None
     if subject is None:
         if scenario is None:
             raise ScenarioError(
@@ -112,7 +116,7 @@ def audit(
                     "for example --model task:Net --input-shape 3,32,32",
                 )
             )
-        subject = subject_of_scenario(scenario)
+        subject = subject_of_scenario(scenario, took_part)
     store = CaptureStore(layout.root)
     cells = _plan(store, scenario, subject, attacks, rounds, clients)
     todo = [cell for cell in cells if not (layout.cells / f"{cell.name}.json").exists()]
@@ -121,7 +125,7 @@ def audit(
     settings = settings or (scenario.audit if scenario else Audit())
     fresh: dict[str, list[dict[str, Any]]] = {}
     best: float | None = None
-    for done, outcome in enumerate(execute(todo, store, subject, settings), start=1):
+    for done, outcome in enumerate(execute(todo, store, subject, settings, on_step), start=1):
         fresh[outcome.cell] = list(score(layout, subject, outcome))
         for row in fresh[outcome.cell]:
             if row["metric"] == "psnr" and not math.isnan(row["value"]):
@@ -130,10 +134,10 @@ def audit(
             on_cell(Progress(done, len(todo), outcome, best))
     rows: list[dict[str, Any]] = []
     for outcome in finished(layout):
-        known = fresh.get(outcome.cell)  # empty where there was nothing to score
-        rows.extend(score(layout, subject, outcome) if known is None else known)
+        scored = fresh.get(outcome.cell)  # empty where there was nothing to score
+        rows.extend(score(layout, subject, outcome) if scored is None else scored)
     write_ledger(layout.results, rows)
-    write_notes(store, subject, cells)
+    write_notes(store, subject, cells, took_part)
     verdicts: tuple[Verdict, ...] = ()
     if scenario is not None and scenario.expect:
         # Scores of other attacks, or of the same with other parameters, do not count.

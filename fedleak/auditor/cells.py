@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from fedleak.attacks import Attack
+from fedleak.attacks import Attack, Progress
 from fedleak.auditor.observe import observe
 from fedleak.auditor.plans import recorded_plans
 from fedleak.auditor.subject import Subject
@@ -80,7 +80,11 @@ class Outcome:
 
 
 def run_cells(
-    cells: Sequence[Cell], store: CaptureStore, subject: Subject, device: torch.device
+    cells: Sequence[Cell],
+    store: CaptureStore,
+    subject: Subject,
+    device: torch.device,
+    progress: Progress | None = None,
 ) -> Iterator[Outcome]:
     """Run one attack on several captures, together where that is faster.
 
@@ -93,6 +97,7 @@ def run_cells(
         store: Where the captures are and the outcomes go.
         subject: The model.
         device: Where to attack.
+        progress: Told now and then how far the attack is.
 
     Raises:
         CaptureError: A capture itself is damaged, or of another model.
@@ -112,7 +117,7 @@ def run_cells(
     started = time.perf_counter()
     reason = ""
     try:
-        for made in _attacked(attack, list(waiting.values()), store, subject):
+        for made in _attacked(attack, list(waiting.values()), store, subject, progress):
             share = (time.perf_counter() - started) / len(made)
             for cell, result in made:
                 _, observation = waiting.pop(cell.name)
@@ -124,7 +129,7 @@ def run_cells(
     left = list(waiting.values())
     for cell, observation in left:
         if len(left) > 1:  # who is at fault is found one by one
-            yield from run_cells([cell], store, subject, device)
+            yield from run_cells([cell], store, subject, device, progress)
         else:
             yield _record(cell, store, "failed", reason, spent, observation.samples)
 
@@ -134,13 +139,14 @@ def _attacked(
     todo: Sequence[tuple[Cell, Observation]],
     store: CaptureStore,
     subject: Subject,
+    progress: Progress | None,
 ) -> Iterator[list[tuple[Cell, Reconstruction | AttackFailed]]]:
     """What the attack makes of each, those that were attacked together in one list."""
     if not todo:
         return
     seeds = [_seed(cell, subject) for cell, _ in todo]
     observations = [observation for _, observation in todo]
-    together = attack.reconstruct_each(observations, seeds)
+    together = attack.reconstruct_each(observations, seeds, progress)
     while True:
         # Not around the yield: what the caller does has nothing to do with the attack.
         with reproducible(seeds[0]), recorded_plans(store.layout):

@@ -8,13 +8,14 @@ import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from fedleak.attacks import Progress as AttackProgress
 from fedleak.auditor.cells import Cell, Outcome, record_failure, run_cells
 from fedleak.auditor.subject import Subject
 from fedleak.captures import CaptureStore
@@ -26,8 +27,16 @@ from fedleak.scenario import Audit
 _TRIES = 2
 
 
+OnStep = Callable[[str, int, int], None]
+"""Told an attack's name, its iteration and their total."""
+
+
 def execute(
-    cells: Sequence[Cell], store: CaptureStore, subject: Subject, settings: Audit
+    cells: Sequence[Cell],
+    store: CaptureStore,
+    subject: Subject,
+    settings: Audit,
+    on_step: OnStep | None = None,
 ) -> Iterator[Outcome]:
     """Run cells and yield their outcomes as they finish.
 
@@ -36,6 +45,7 @@ def execute(
         store: Where captures are and outcomes go.
         subject: The model. Its truth stays here: no worker is given it.
         settings: Which executor, with how many actors and GPUs.
+        on_step: Called now and then by attacks that run in this process.
 
     Raises:
         ResourceError: More GPUs are asked for than there are.
@@ -47,9 +57,15 @@ def execute(
         return (
             outcome
             for group in _groups(cells, workers=1)
-            for outcome in run_cells(group, store, blind, device)
+            for outcome in run_cells(group, store, blind, device, _teller(group[0], on_step))
         )
     return _on_ray(cells, store, blind, settings)
+
+
+def _teller(cell: Cell, on_step: OnStep | None) -> AttackProgress | None:
+    if on_step is None:
+        return None
+    return lambda iteration, total, _: on_step(str(cell.attack.kind), iteration, total)
 
 
 def _groups(cells: Sequence[Cell], workers: int) -> Iterator[list[Cell]]:

@@ -6,23 +6,28 @@ import json
 from collections.abc import Iterable
 
 from fedleak.auditor.cells import Cell
+from fedleak.auditor.participants import Participants
 from fedleak.auditor.subject import Subject
 from fedleak.captures import CaptureStore, RunLayout, write_atomic
 from fedleak.models import DROPOUT_NOTE, has_dropout
 
 
-def write_notes(store: CaptureStore, subject: Subject, cells: Iterable[Cell]) -> None:
+def write_notes(
+    store: CaptureStore, subject: Subject, cells: Iterable[Cell], took_part: Participants | None
+) -> None:
     """Write down what limits the scores of a run.
 
     Args:
         store: The run's captures.
         subject: The model that clients train.
         cells: What is audited.
+        took_part: Of a deployment, its clients.
     """
     trained = has_dropout(subject.model) and any(
         _in_training_mode(store, subject, cell) for cell in cells
     )
     notes = [DROPOUT_NOTE] if trained else []
+    notes += took_part.notes if took_part else ()
     write_atomic(store.layout.notes, json.dumps(notes, indent=1).encode())
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedleak.auditor.participants import Participants
 from fedleak.components import CUSTOM_KIND, import_object
 from fedleak.errors import Problem, ScenarioError
 from fedleak.models import CustomModel, normalised
@@ -45,13 +46,20 @@ class Subject:
     assumptions: Mapping[str, Any] = field(default_factory=dict)
 
 
-def subject_of_scenario(scenario: Scenario) -> Subject:
-    """Everything from the scenario that made the run."""
+def subject_of_scenario(scenario: Scenario, took_part: Participants | None = None) -> Subject:
+    """Everything from the scenario that made the run.
+
+    Args:
+        scenario: The scenario.
+        took_part: Of a deployment, its clients: there is truth for those that opted in.
+    """
     prepared = prepare(scenario)
 
     def truth(round: int, client: str) -> Truth | None:
         partition = partition_of(client)
-        return None if partition is None else prepared.truth(partition, round)
+        if partition is None or (took_part and client not in took_part.opted_in):
+            return None
+        return prepared.truth(partition, round)
 
     return Subject(
         model=prepared.model(),

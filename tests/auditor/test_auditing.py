@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fedleak.attacks import Attack
+from fedleak.attacks import GS, Attack
 from fedleak.auditor import Progress, audit, cells
 from fedleak.auditor.ledger import SCHEMA
 from fedleak.auditor.observe import observe
@@ -157,7 +157,9 @@ def test_a_cell_that_breaks_those_attacked_with_it_is_found(
     ).update
     sizes = []
 
-    def each(self: Scripted, observations: list[Observation], seeds: list[int]) -> Iterator[object]:
+    def each(
+        self: Scripted, observations: list[Observation], seeds: list[int], progress: object
+    ) -> Iterator[object]:
         sizes.append(len(observations))
         for observation in observations:
             if all(torch.equal(observation.update[name], first[name]) for name in first):
@@ -171,6 +173,13 @@ def test_a_cell_that_breaks_those_attacked_with_it_is_found(
     recorded = outcomes(directory)
     assert [o["status"] for o in recorded] == ["failed", "done", "done", "done"]
     assert "out of memory" in recorded[0]["reason"]
+
+
+def test_how_far_an_attack_is_can_be_watched(directory: Path) -> None:
+    steps: list[tuple[str, int, int]] = []
+    attack = GS(iterations=5, restarts=1)
+    audit(directory, attacks=[attack], rounds=[1], on_step=lambda *step: steps.append(step))
+    assert steps == [("gs", iteration, 5) for iteration in range(1, 6)], "both clients together"
 
 
 def test_an_unsupported_attack_is_recorded_and_not_run(
