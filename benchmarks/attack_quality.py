@@ -206,6 +206,8 @@ def _observe(model: nn.Module, inputs: Tensor, labels: Tensor, facts: TrainingFa
         facts=facts,
         input_shape=SHAPE,
         classes=CLASSES,
+        # For attacks that are asked to take them as known; none does so by itself.
+        labels=labels,
     )
 
 

@@ -121,7 +121,7 @@ class TrapWeights(CentralParty):
         """Let the wrapped strategy aggregate the replies of clients that were not targeted."""
         if self.search is not None:
             self._learn(self.search, replies)
-        others = [reply for reply in replies if reply.metadata.src_node_id not in set()]
+        others = [reply for reply in replies if reply.metadata.src_node_id not in self._trapped]
         if self._trapped and not any(reply.has_content() for reply in others):
             return self._standing, None
         return super().aggregate(server_round, others)

@@ -7,6 +7,8 @@ over the batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,6 +22,12 @@ _PROBES = 128
 
 _SPREAD = 1e-3
 """Deviation of a mean probability that is always allowed for."""
+
+_EXPLAINED = 1e-2
+"""Part of the final layer's squared gradient that counts may leave unexplained to be sure."""
+
+_ROUNDS = 6
+"""Rounds in which features and predicted probabilities correct each other."""
 
 
 def labels_unsupported(
@@ -45,9 +53,11 @@ def recover_labels(observation: Observation) -> Tensor:
     it needs three classes or more). For a batch, class c occurs ``b (p_c - g_c)`` times,
     where ``g`` is the bias gradient and ``p`` the batch's mean predicted probabilities.
     These are not known. Their mean and covariance over random samples are, from the
-    model itself, and the counts returned are those that imply the likeliest ``p``: an
-    estimate, good while the model is untrained and predicts much the same for any input,
-    and less good without a bias, where the features' size has to be estimated as well.
+    model itself, and the first guess are those that imply the likeliest ``p``: good while
+    the model is untrained and predicts much the same for any input, and less good
+    without a bias, where the features' size has to be estimated as well. Where the
+    weight gradient contradicts it (`_unexplained`), counts near by are tried, and taken
+    if they explain it: they do where samples of one class have much the same features.
 
     Raises:
         AttackFailed: The model has no final dense layer.
@@ -70,7 +80,16 @@ def recover_labels(observation: Observation) -> Tensor:
         return logits.argmin()[None].to(observation.parameters[f"{name}.weight"].device)
     predicted = functional.softmax(seen.output, 1)
     if f"{name}.bias" in gradient:
+        layer = observation.parameters[f"{name}.weight"], observation.parameters[f"{name}.bias"]
+        weight, bias = (value.detach().double().cpu() for value in layer)
+
+        def unexplained(counts: Tensor) -> Tensor:
+            return torch.stack([_unexplained(each, rows, logits, weight, bias) for each in counts])
+
         counts = _likeliest(predicted, logits, observation.samples)
+        if unexplained(counts[None]) > _EXPLAINED:
+            near = _improved(counts, unexplained)
+            counts = near if unexplained(near[None]) <= _EXPLAINED else counts
     else:
         # The gradient itself is uncertain here, more than the predictions are.
         shares = observation.samples * (predicted[::2].mean(0) - logits)
@@ -133,20 +152,67 @@ def _likeliest(predicted: Tensor, gradient: Tensor, total: int) -> Tensor:
         squares: Tensor = ((apart @ precision) * apart).sum(1)
         return squares + negative / _SPREAD**2
 
-    counts = _apportion(total * (mean - gradient), total)
-    # Move one sample at a time from one class to another while that is likelier.
+    return _improved(_apportion(total * (mean - gradient), total), unlikely)
+
+
+def _improved(counts: Tensor, cost: Callable[[Tensor], Tensor]) -> Tensor:
+    """Move one sample at a time from one class to another while that costs less.
+
+    Args:
+        counts: ``(K,)`` to begin with.
+        cost: Of ``(m, K)`` counts, ``(m,)``.
+    """
     one = torch.eye(len(counts), dtype=torch.int64)
     moves = (one[:, None] - one).flatten(0, 1)
     while True:
-        others = counts + moves
+        others = (counts + moves).unique(dim=0)
         others = others[(others >= 0).all(1)]
-        values = unlikely(others)
-        # Moving a sample from a class to itself is among the moves: where that is the
-        # best, or as good as the best but for rounding, the search is over.
+        values = cost(others)
+        # Staying is among the moves: where that is the best, or as good as the best but
+        # for rounding, the search is over.
         now = values[(others == counts).all(1)][0]
         if not values.min() < now * (1 - 1e-9):
             return counts
         counts = others[values.argmin()]
+
+
+def _unexplained(
+    counts: Tensor, rows: Tensor, gradient: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Part of the final layer's squared gradients that whole counts cannot account for.
+
+    If the ``n_k`` samples of class k share their features ``r_k``, and so their predicted
+    probabilities ``p_k``, the weight gradient is ``sum_k (n_k / b) (p_k - e_k) r_k'`` and
+    the bias gradient the same without features. Features follow from probabilities by
+    least squares and those from the features, in turns, from the mean prediction on.
+
+    Args:
+        counts: ``(K,)``.
+        rows: Weight gradient ``(K, features)``.
+        gradient: Bias gradient ``(K,)``.
+        weight: ``(K, features)``.
+        bias: ``(K,)``.
+    """
+    present = counts.nonzero()[:, 0]
+    shares = counts / counts.sum()
+    mean = (gradient + shares).clamp(min=0)
+    probabilities = (mean / mean.sum()).expand(len(present), -1)
+    for _ in range(_ROUNDS):
+        slopes = _slopes(present, shares, probabilities)
+        features = torch.linalg.lstsq(slopes, rows, driver="gelsd").solution
+        probabilities = functional.softmax(features @ weight.T + bias, 1)
+    slopes = _slopes(present, shares, probabilities)
+    features = torch.linalg.lstsq(slopes, rows, driver="gelsd").solution
+    off = rows - slopes @ features, gradient - slopes.sum(1)
+    return off[0].square().sum() / rows.square().sum() + (
+        off[1].square().sum() / gradient.square().sum()
+    )
+
+
+def _slopes(present: Tensor, shares: Tensor, probabilities: Tensor) -> Tensor:
+    """Each present class' part of the mean gradient in the logits, ``(K, present)``."""
+    one_hot = functional.one_hot(present, len(shares)).to(probabilities)
+    return (shares[present, None].to(probabilities) * (probabilities - one_hot)).T
 
 
 def _apportion(shares: Tensor, total: int) -> Tensor:

@@ -26,6 +26,10 @@ Overrides = Annotated[
 Clients = Annotated[
     int | None, typer.Option(min=1, help="Number of clients; default the scenario's.")
 ]
+Private = Annotated[
+    list[int] | None,
+    typer.Option(help="Partition id of a client that does not opt in to being scored."),
+]
 Certificates = Annotated[
     Path | None,
     typer.Option(
@@ -47,10 +51,7 @@ def processes(
     certs: Annotated[
         Path | None, typer.Option(help="Folder of `fedleak deploy certs`, for TLS.")
     ] = None,
-    private: Annotated[
-        list[int] | None,
-        typer.Option(help="Partition id of a client that does not opt in to being scored."),
-    ] = None,
+    private: Private = None,
 ) -> None:
     """Run SuperLink, SuperNodes and auditor as processes on loopback.
 
@@ -62,17 +63,60 @@ def processes(
     from fedleak.scenario import prepare
 
     checked = _deployed(scenario, set_, clients)
-    place = directory or runs / f"{checked.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    place = directory or runs / _run_name(checked)
     check_resources(prepare(checked), place)
-    declined = set(private or ())
     with audited_while_running(checked, place):
         run_processes(
             checked,
             place,
             port=port,
             certificates=certs,
-            opted_in=lambda partition: partition not in declined,
+            opted_in=lambda partition: partition not in set(private or ()),
         )
+
+
+@app.command()
+def up(
+    scenario: ScenarioPath,
+    set_: Overrides = None,
+    clients: Clients = None,
+    runs: Annotated[Path, typer.Option(help="Where the page is copied to.")] = Path("runs"),
+    port: Annotated[int, typer.Option(help="The SuperLink's port on loopback.")] = 8000,
+    certs: Annotated[
+        Path | None, typer.Option(help="Folder of `fedleak deploy certs`, for TLS.")
+    ] = None,
+    gpus: Annotated[bool, typer.Option("--gpus", help="Give the auditor the GPUs.")] = False,
+    private: Private = None,
+    compose: Annotated[Path, typer.Option(help="Folder with FedLeak's Compose files.")] = Path(
+        "docker"
+    ),
+) -> None:
+    """Run server, clients and auditor in containers, from up to down.
+
+    Example: fedleak deploy up scenarios/deployment.toml --clients 3
+    """
+    import tempfile
+
+    from fedleak.deployment.containers import Project
+    from fedleak.scenario import prepare
+
+    checked = _deployed(scenario, set_, clients)
+    prepare(checked)
+    name = _run_name(checked)
+    with tempfile.TemporaryDirectory(prefix="fedleak-") as folder:
+        # The container's user reads the scenario in it.
+        Path(folder).chmod(0o755)
+        project = Project(
+            checked,
+            name,
+            Path(folder),
+            compose=compose,
+            port=port,
+            certificates=certs,
+            gpus=gpus,
+            opted_in=lambda partition: partition not in set(private or ()),
+        )
+        project.up(runs / name / "report")
 
 
 @app.command()
@@ -177,3 +221,7 @@ def _deployed(path: Path, overrides: list[str] | None, clients: int | None) -> S
 
     number = [] if clients is None else [f"federation.clients={clients}"]
     return load_scenario(path, [*(overrides or ()), *number, 'federation.engine="deployment"'])
+
+
+def _run_name(scenario: Scenario) -> str:
+    return f"{scenario.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"

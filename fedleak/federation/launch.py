@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clients.app import client_app
 from fedleak.captures import CaptureStore
-from fedleak.errors import QuorumLost
+from fedleak.errors import Problem, QuorumLost, ScenarioError
 from fedleak.federation.inline import run_inline
 from fedleak.federation.resources import check_resources
 from fedleak.scenario import Scenario, prepare
@@ -40,11 +40,20 @@ def run(
         The run directory.
 
     Raises:
-        ScenarioError: The data is not there, a client is left without samples, the
-            model does not take the data, or an attack cannot work on it.
+        ScenarioError: It is a deployment's, the data is not there, a client is left
+            without samples, the model does not take the data, or an attack cannot work
+            on it.
         ResourceError: Not enough memory or disk, or the directory exists.
         QuorumLost: Too few clients delivered; committed rounds are kept.
     """
+    if scenario.federation.engine == "deployment":
+        raise ScenarioError(
+            Problem(
+                "federation.engine",
+                "a deployment is started with `fedleak deploy processes` or `fedleak deploy up`; "
+                "--set federation.engine=inline runs it here",
+            )
+        )
     prepared = prepare(scenario)
     check_resources(prepared, Path(runs if directory is None else directory))
     layout = new_run(scenario, Path(runs), None if directory is None else Path(directory))

@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 
 from fedleak.errors import QuorumLost
+from fedleak.versions import versions
 from server_strategies.roster import Roster
 from server_strategies.sampling import SampleByPartition
 
@@ -16,8 +17,8 @@ from .conftest import arrays
 START = {"w": np.zeros(2, dtype=np.float32)}
 
 
-def sampler(seed=0, clients=3, per_round=2, patience=5.0):
-    inner = FedAvg(fraction_evaluate=0.0, min_train_nodes=per_round, min_available_nodes=per_round)
+def sampler(seed=0, clients=3, per_round=2, patience=5.0, quorum=1.0):
+    inner = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
     return SampleByPartition(
         inner,
         seed=seed,
@@ -25,6 +26,7 @@ def sampler(seed=0, clients=3, per_round=2, patience=5.0):
         clients_per_round=per_round,
         roster=Roster(),
         patience=patience,
+        quorum=quorum,
     )
 
 
@@ -65,7 +67,9 @@ def test_replies_are_summed_in_the_order_of_partitions(grid):
 
 
 def test_too_few_nodes_are_named_with_their_number(grid):
-    with pytest.raises(QuorumLost, match=r"3 of 5 clients connected \(client-003, client-004 missing\) within 0 s"):
+    with pytest.raises(
+        QuorumLost, match=r"3 of 5 clients connected \(client-003, client-004 missing\) within 0 s"
+    ):
         chosen(sampler(clients=5, patience=0.0), grid, 1)
 
 
@@ -75,3 +79,60 @@ def test_a_node_that_left_is_forgotten(grid):
     del grid._contexts[next(iter(grid.get_node_ids()))]
     with pytest.raises(QuorumLost, match="2 of 3 clients connected"):
         chosen(strategy, grid, 2)
+
+
+def departed(grid, partition):
+    """The federation after a client has left it."""
+    (node,) = [n for n, c in grid._contexts.items() if c.node_config["partition-id"] == partition]
+    return node, grid._contexts.pop(node)
+
+
+def test_a_quorum_goes_on_without_those_that_left_and_names_them(grid):
+    strategy = sampler(per_round=3, quorum=0.5)
+    assert chosen(strategy, grid, 1) == [0, 1, 2]
+    assert strategy.roster.missing == set()
+    departed(grid, 1)
+    assert chosen(strategy, grid, 2) == [0, 2]
+    assert strategy.roster.missing == {1}
+    departed(grid, 0)
+    with pytest.raises(QuorumLost, match=r"1 of 3 clients connected \(client-000, client-001"):
+        chosen(sampler(per_round=3, quorum=0.5, patience=0.0), grid, 3)
+
+
+def test_a_client_that_comes_back_has_another_node_and_takes_part_again(grid):
+    strategy = sampler(per_round=3, quorum=0.5)
+    chosen(strategy, grid, 1)
+    _, context = departed(grid, 1)
+    chosen(strategy, grid, 2)
+    context.node_id = 907
+    grid._contexts[907] = context
+    assert chosen(strategy, grid, 3) == [0, 1, 2]
+    assert strategy.roster[907] == 1
+    assert strategy.roster.missing == set()
+
+
+def test_the_first_round_waits_for_all_while_patience_lasts(grid, monkeypatch):
+    node, context = departed(grid, 2)
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            grid._contexts[node] = context
+
+    monkeypatch.setattr("server_strategies.sampling.time.sleep", wait)
+    assert chosen(sampler(per_round=3, quorum=0.5), grid, 1) == [0, 1, 2]
+    assert len(waits) == 3
+
+
+def test_a_client_with_another_version_is_refused_and_both_versions_are_named(grid, monkeypatch):
+    theirs = {"fedleak": "0.0.9", "flwr": "1.40.0"}
+    monkeypatch.setattr("server_strategies.roster.versions", lambda: theirs)
+    strategy = sampler(per_round=3, patience=0.0)
+    with pytest.raises(QuorumLost) as lost:
+        chosen(strategy, grid, 1)
+    ours = versions()
+    for name in ("fedleak", "flwr"):
+        assert f"{name} {ours[name]}, the server has {name} {theirs[name]}" in str(lost.value)
+    assert len(strategy.roster.refused) == 3
+    assert not strategy.roster
