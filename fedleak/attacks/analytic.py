@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedleak.attacks.attack import Attack, Progress
+from fedleak.attacks.embedding import behind_embedding, nearest_tokens
 from fedleak.attacks.gradient_rows import GradientRows, gradient_rows
 from fedleak.attacks.labels import labels_unsupported, recover_labels
 from fedleak.attacks.replay import replay, replayable
@@ -61,6 +62,9 @@ class Analytic(Attack):
     local steps a neuron's ratio is exact as long as one sample alone activates it in all
     of them.
 
+    Of a text, the embedding of its tokens is extracted, in the range that embeddings
+    have, and the token nearest to each vector is returned (§8).
+
     Rounding of what travelled is judged by each neuron's own error
     (`fedleak.attacks.gradient_rows`); neurons whose error exceeds ``tolerance`` are left
     out when b > 1.
@@ -79,6 +83,9 @@ class Analytic(Attack):
     def unsupported(
         self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
     ) -> str | None:
+        behind = behind_embedding(model, input_shape)
+        if behind is not None:
+            model, input_shape = behind.model, behind.input_shape
         try:
             layer = input_dense(model, {}, facts.train_mode, input_shape)
         except (RuntimeError, ValueError) as error:
@@ -95,22 +102,35 @@ class Analytic(Attack):
     def reconstruct(
         self, observation: Observation, seed: int, progress: Progress | None = None
     ) -> Reconstruction:
-        rows = gradient_rows(observation)
-        if observation.samples == 1:
-            found = _only_sample(rows, observation)
+        behind = behind_embedding(observation.model, observation.input_shape)
+        if behind is None:
+            found = self._extracted(observation, (0.0, 1.0))
         else:
-            found = self._samples(rows, observation)
+            weight = observation.parameters[behind.weight]
+            low, high = weight.aminmax()
+            found = self._extracted(behind.observation(observation), (float(low), float(high)))
+            found = replace(found, inputs=nearest_tokens(found.inputs, weight))
         if progress is not None:
             progress(1, 1, 0.0)
         return found
 
-    def _samples(self, rows: GradientRows, observation: Observation) -> Reconstruction:
+    def _extracted(self, observation: Observation, box: tuple[float, float]) -> Reconstruction:
+        """What the gradient rows give, within the range of values that samples have."""
+        rows = gradient_rows(observation)
+        if observation.samples == 1:
+            return _only_sample(rows, observation, box)
+        return self._samples(rows, observation, box)
+
+    def _samples(
+        self, rows: GradientRows, observation: Observation, box: tuple[float, float]
+    ) -> Reconstruction:
         """The samples of a batch that some neuron saw alone."""
+        low, high = box
         ratios = rows.ratios()
         lowest, highest = ratios.aminmax(dim=1)
         # An error of the bias gradient scales the features, shift included.
         error = rows.error * (1 + torch.maximum(-lowest, highest))
-        in_box = (lowest >= -self.tolerance) & (highest <= 1 + self.tolerance)
+        in_box = (lowest >= low - self.tolerance) & (highest <= high + self.tolerance)
         usable = in_box & (error <= self.tolerance)
         ratios, error, shares = ratios[usable], error[usable], rows.shares[usable]
         groups = _agreeing(ratios, error)
@@ -118,7 +138,7 @@ class Analytic(Attack):
         # Least squares over the neurons of each candidate.
         weights = groups * shares.square()
         found = (weights @ ratios) / weights.sum(1, keepdim=True)
-        inputs = found.clamp(0, 1).reshape(-1, *observation.input_shape)
+        inputs = found.clamp(low, high).reshape(-1, *observation.input_shape)
         confidence = torch.where(support > 1, support.to(inputs), _DOUBTFUL)
         labels = torch.full_like(support, _UNKNOWN)
         if len(inputs) and replayable(observation):
@@ -144,6 +164,23 @@ class Analytic(Attack):
             labels=labels[kept] if (labels[kept] >= 0).all() else None,
             confidence=confidence[kept],
         )
+
+
+def extracted_rows(observation: Observation) -> tuple[Tensor, int]:
+    """Every active neuron's rescaled row as a sample ``(n, *input)``, and all neurons' number.
+
+    Of texts, a row is the tokens nearest to it.
+
+    Raises:
+        AttackFailed: See `fedleak.attacks.gradient_rows.gradient_rows`.
+    """
+    behind = behind_embedding(observation.model, observation.input_shape)
+    if behind is None:
+        rows = gradient_rows(observation)
+        return rows.ratios().reshape(-1, *observation.input_shape), rows.total
+    rows = gradient_rows(behind.observation(observation))
+    vectors = rows.ratios().reshape(-1, *behind.input_shape)
+    return nearest_tokens(vectors, observation.parameters[behind.weight]), rows.total
 
 
 @dataclass(frozen=True)
@@ -214,11 +251,13 @@ def _features(observation: Observation, layer: str, inputs: Tensor) -> Tensor:
     return seen_by(layer, observation.model, tensors, observation.facts.train_mode, inputs)
 
 
-def _only_sample(rows: GradientRows, observation: Observation) -> Reconstruction:
+def _only_sample(
+    rows: GradientRows, observation: Observation, box: tuple[float, float]
+) -> Reconstruction:
     """The one sample, by least squares over all neurons; none if none is active."""
     weights, shares = rows.weights.double(), rows.shares.double()
     features = (shares @ weights / shares.square().sum())[None][: len(shares)]
-    inputs = rows.pixels(features).clamp(0, 1).reshape(-1, *observation.input_shape)
+    inputs = rows.pixels(features).clamp(*box).reshape(-1, *observation.input_shape)
     told = (observation.model, observation.facts, observation.input_shape, observation.classes)
     labels = None
     if len(inputs) and not labels_unsupported(*told):

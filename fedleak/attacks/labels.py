@@ -164,16 +164,16 @@ def _improved(counts: Tensor, cost: Callable[[Tensor], Tensor]) -> Tensor:
     """
     one = torch.eye(len(counts), dtype=torch.int64)
     moves = (one[:, None] - one).flatten(0, 1)
+    moves = moves[moves.any(1)]
+    least = cost(counts[None])[0]
     while True:
-        others = (counts + moves).unique(dim=0)
+        others = counts + moves
         others = others[(others >= 0).all(1)]
-        values = cost(others)
-        # Staying is among the moves: where that is the best, or as good as the best but
-        # for rounding, the search is over.
-        now = values[(others == counts).all(1)][0]
-        if not values.min() < now * (1 - 1e-9):
+        value, best = cost(others).min(0)
+        # What is as good but for rounding is no reason to go on.
+        if not value < least * (1 - 1e-9):
             return counts
-        counts = others[values.argmin()]
+        counts, least = others[best], value
 
 
 def _unexplained(
@@ -194,7 +194,7 @@ def _unexplained(
         bias: ``(K,)``.
     """
     present = counts.nonzero()[:, 0]
-    shares = counts / counts.sum()
+    shares = counts.double() / counts.sum()
     mean = (gradient + shares).clamp(min=0)
     probabilities = (mean / mean.sum()).expand(len(present), -1)
     for _ in range(_ROUNDS):
@@ -203,16 +203,16 @@ def _unexplained(
         probabilities = functional.softmax(features @ weight.T + bias, 1)
     slopes = _slopes(present, shares, probabilities)
     features = torch.linalg.lstsq(slopes, rows, driver="gelsd").solution
-    off = rows - slopes @ features, gradient - slopes.sum(1)
-    return off[0].square().sum() / rows.square().sum() + (
-        off[1].square().sum() / gradient.square().sum()
-    )
+    off: Tensor = (rows - slopes @ features).square().sum() / rows.square().sum()
+    missing: Tensor = (gradient - slopes.sum(1)).square().sum() / gradient.square().sum()
+    return off + missing
 
 
 def _slopes(present: Tensor, shares: Tensor, probabilities: Tensor) -> Tensor:
     """Each present class' part of the mean gradient in the logits, ``(K, present)``."""
     one_hot = functional.one_hot(present, len(shares)).to(probabilities)
-    return (shares[present, None].to(probabilities) * (probabilities - one_hot)).T
+    parts: Tensor = shares[present, None] * (probabilities - one_hot)
+    return parts.T
 
 
 def _apportion(shares: Tensor, total: int) -> Tensor:

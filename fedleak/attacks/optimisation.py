@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedleak.attacks.attack import Attack, Progress, refuse_unusable
+from fedleak.attacks.embedding import behind_embedding
 from fedleak.attacks.labels import known_labels, labels_unsupported, recover_labels
 from fedleak.errors import AttackFailed
 from fedleak.gradients import BatchedMap, Update, UpdateMap, like, mean_gradient
@@ -336,6 +337,8 @@ class OptimisationAttack(Attack):
     def unsupported(
         self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
     ) -> str | None:
+        if behind_embedding(model, input_shape) is not None:
+            return "searches for pixels; this model takes tokens"
         names = {name for name, _ in model.named_parameters()}
         for name in self.layers or ():
             if name not in names:

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from fedleak.attacks import Analytic
-from fedleak.attacks.gradient_rows import gradient_rows
+from fedleak.attacks.analytic import extracted_rows
 from fedleak.auditor.cells import Outcome, reconstruction_of
 from fedleak.auditor.observe import observe
 from fedleak.auditor.subject import Subject
@@ -56,9 +56,8 @@ def score(layout: RunLayout, subject: Subject, outcome: Outcome) -> Iterator[Row
             yield {**cell, **told, "sample": sample, "match": int(matched)}
     if outcome.attack == Analytic.kind_name():
         capture = CaptureStore(layout.root).load(outcome.round, outcome.client)
-        rows = gradient_rows(observe(capture, subject))
-        pixels = rows.ratios().reshape(-1, *subject.input_shape)
-        counts = extraction(pixels, rows.total, reconstruction, truth)
+        rows, neurons = extracted_rows(observe(capture, subject))
+        counts = extraction(rows, neurons, reconstruction, truth)
         for measure in _EXTRACTION_SCORES:
             told = {"metric": measure.kind, "value": measure.value(counts)}
             yield {**cell, **told, "sample": -1, "match": -1}

@@ -9,8 +9,9 @@ from fedleak.measures.mse import MSE
 from fedleak.measures.psnr import PSNR
 from fedleak.measures.score import InputScore, SampleScore, Score
 from fedleak.measures.ssim import SSIM
+from fedleak.measures.token_accuracy import TokenAccuracy
 
-SAMPLE_SCORES: tuple[type[SampleScore], ...] = (MSE, PSNR, SSIM, LabelAccuracy)
+SAMPLE_SCORES: tuple[type[SampleScore], ...] = (MSE, PSNR, SSIM, TokenAccuracy, LabelAccuracy)
 SCORES: tuple[type[Score], ...] = (*SAMPLE_SCORES, *EXTRACTION_SCORES)
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "LabelAccuracy",
     "SampleScore",
     "Score",
+    "TokenAccuracy",
     "extraction",
     "match",
 ]

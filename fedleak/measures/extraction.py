@@ -45,17 +45,18 @@ def extraction(
     """Count rows and samples that are the same (`EXACT`).
 
     Args:
-        rows: ``(n, *input)``, the rescaled gradient rows of the active neurons.
+        rows: ``(n, *input)``, the rescaled gradient rows of the active neurons; of texts,
+            the tokens that they stand for.
         neurons: Neurons of the layer.
         reconstruction: What the attack returned.
         truth: The batch.
     """
-    samples = torch.from_numpy(truth.inputs).flatten(1)
-    found = reconstruction.inputs.detach().cpu().float().flatten(1)
+    samples = torch.from_numpy(truth.inputs).double().flatten(1)
+    found = reconstruction.inputs.detach().cpu().double().flatten(1)
     return Extraction(
         neurons=neurons,
         active=len(rows),
-        exact=int(_among(rows.detach().cpu().float().flatten(1), samples).sum()),
+        exact=int(_among(rows.detach().cpu().double().flatten(1), samples).sum()),
         samples=len(samples),
         recovered=int(_among(samples, found).sum()),
     )

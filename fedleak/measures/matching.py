@@ -11,6 +11,8 @@ from fedleak.records import Indices, Reconstruction, Truth
 def match(reconstruction: Reconstruction, truth: Truth) -> Indices:
     """Assign reconstructions to true samples so that the total MSE is least.
 
+    Of texts, it is the number of tokens that differ.
+
     The order of samples in a batch leaves no trace in an update, so a reconstruction
     may hold them in any order, and some of them only.
 
@@ -28,11 +30,13 @@ def match(reconstruction: Reconstruction, truth: Truth) -> Indices:
     found, original = len(reconstruction.inputs), len(truth.inputs)
     assigned = np.full(original, -1, dtype=np.int64)
     if found and original:
-        distances = torch.cdist(
-            torch.from_numpy(truth.inputs).flatten(1).double(),
-            reconstruction.inputs.detach().cpu().flatten(1).double(),
-            compute_mode="donot_use_mm_for_euclid_dist",
-        )
-        rows, columns = linear_sum_assignment(distances.square().numpy())
+        true = torch.from_numpy(truth.inputs).flatten(1)
+        made = reconstruction.inputs.detach().cpu().flatten(1)
+        if truth.inputs.dtype == np.int64:
+            costs = torch.cdist(true.double(), made.double(), p=0)
+        else:
+            exactly = "donot_use_mm_for_euclid_dist"
+            costs = torch.cdist(true.double(), made.double(), compute_mode=exactly).square()
+        rows, columns = linear_sum_assignment(costs.numpy())
         assigned[rows] = columns
     return assigned

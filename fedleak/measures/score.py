@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,9 +36,17 @@ class SampleScore(Score):
 
 
 class InputScore(SampleScore):
-    """Compares the samples themselves; NaN for a true sample without a match."""
+    """Compares the samples themselves; NaN for a true sample without a match.
+
+    Attributes:
+        of_texts: Whether samples are tokens, rather than pixels.
+    """
+
+    of_texts: ClassVar[bool] = False
 
     def score(self, reconstruction: Reconstruction, truth: Truth, matches: Indices) -> Tensor:
+        if self.of_texts != (truth.inputs.dtype == np.int64):
+            return torch.full((len(matches),), torch.nan, dtype=torch.float64)
         matched = torch.from_numpy(matches >= 0)
         chosen = torch.from_numpy(matches[matches >= 0])
         reconstructed = reconstruction.inputs.detach().cpu().double()[chosen]
@@ -48,4 +58,7 @@ class InputScore(SampleScore):
 
     @abstractmethod
     def compare(self, reconstructed: Tensor, original: Tensor) -> Tensor:
-        """Compare matched pairs, both ``(m, *input)`` float64 in [0, 1]: ``(m,)`` values."""
+        """Compare matched pairs, both ``(m, *input)`` float64: ``(m,)`` values.
+
+        Pixels are in [0, 1], tokens whole numbers.
+        """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedleak.attacks.embedding import behind_embedding
 from fedleak.attacks.structure import (
     carried_pixels,
     input_dense,
@@ -51,6 +52,9 @@ def set_trap(
     enough to put each of the pixels between two steps into a channel of its own. Whether
     it worked is not taken for granted but seen by passing samples through.
 
+    Of a model that takes texts, tokens are embedded uniformly at random in [0, 1], and
+    the layers behind take these for the sample (§8).
+
     The attack assumes samples in [0, 1], with pixels that tend to be bright together.
 
     Args:
@@ -71,6 +75,23 @@ def set_trap(
         NoTrap: The sample cannot be brought to the layer; says where it gets lost.
         ValueError: ``scaling`` or ``sigma`` is out of its range.
     """
+    behind = behind_embedding(model, input_shape)
+    if behind is not None:
+        table = tensors[behind.weight]
+        rest = {name: tensor for name, tensor in tensors.items() if name != behind.weight}
+        behind_it = set_trap(
+            behind.model,
+            rest,
+            train_mode,
+            behind.input_shape,
+            scaling=scaling,
+            sigma=sigma,
+            rng=rng,
+            layer=layer,
+            hidden=hidden,
+        )
+        embeddings = torch.from_numpy(rng.random(tuple(table.shape), dtype=np.float32))
+        return {behind.weight: embeddings, **behind_it}
     changed = {name: tensor.detach().float() for name, tensor in tensors.items()}
     spelt = spelling(input_shape)
     ran, target = _layers(model, changed, train_mode, spelt[:2], layer)
@@ -123,6 +144,9 @@ def trapped_layer(model: nn.Module, input_shape: tuple[int, ...], layer: str | N
     Raises:
         NoTrap: There is none.
     """
+    behind = behind_embedding(model, input_shape)
+    if behind is not None:
+        return trapped_layer(behind.model, behind.input_shape, layer)
     samples = spelling(input_shape)[:2]
     return _layers(model, model.state_dict(), False, samples, layer)[1]
 
