@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,6 +42,8 @@ def score(layout: RunLayout, subject: Subject, outcome: Outcome) -> Iterator[Row
     if reconstruction.inputs.shape[1:] != truth.inputs.shape[1:]:
         return
     _keep_original(layout, outcome.round, outcome.client, truth)
+    if subject.vocabulary and not layout.vocabulary.exists():
+        write_atomic(layout.vocabulary, json.dumps(subject.vocabulary).encode())
     cell = {
         "cell": outcome.cell,
         "round": outcome.round,
@@ -64,7 +67,7 @@ def score(layout: RunLayout, subject: Subject, outcome: Outcome) -> Iterator[Row
 
 
 def _keep_original(layout: RunLayout, round: int, client: str, truth: Truth) -> None:
-    """Keep the true samples beside the scores, for the report's pictures."""
+    """Keep the true samples beside the scores, for the report to show."""
     tensors = {
         "inputs": torch.from_numpy(truth.inputs),
         "labels": torch.from_numpy(truth.labels),

@@ -35,6 +35,7 @@ class Subject:
         facts: Training facts that take precedence over a capture's.
         assumptions: What the user stated of a foreign app, by name; reconstructions
             made under other statements are kept apart.
+        vocabulary: Where samples are texts, the word of each token.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Subject:
     truth: TruthOf
     facts: Mapping[str, float] = field(default_factory=dict)
     assumptions: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: tuple[str, ...] = ()
 
 
 def subject_of_scenario(scenario: Scenario, took_part: Participants | None = None) -> Subject:
@@ -67,6 +69,7 @@ def subject_of_scenario(scenario: Scenario, took_part: Participants | None = Non
         classes=prepared.splits.train.classes,
         seed=scenario.seed,
         truth=truth,
+        vocabulary=prepared.splits.train.vocabulary,
     )
 
 

@@ -58,6 +58,10 @@ class RunLayout:
         return self.root / "audit" / "batching.json"
 
     @property
+    def vocabulary(self) -> Path:
+        return self.root / "audit" / "vocabulary.json"
+
+    @property
     def results(self) -> Path:
         return self.root / "audit" / "results.parquet"
 

@@ -87,6 +87,7 @@ def take(dataset: Dataset, indices: Indices) -> Dataset:
         dataset.labels[indices],
         dataset.classes,
         {name: column[indices] for name, column in dataset.attributes.items()},
+        dataset.vocabulary,
     )
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from fedleak.captures import write_atomic
 from fedleak.reporting import text
-from fedleak.reporting.results import Results, read_results
+from fedleak.reporting.results import RECONSTRUCTED_DB, Results, read_results
 from fedleak.reporting.tables import (
-    RECONSTRUCTED_DB,
     answer,
     round_rows,
     summary_rows,
@@ -64,7 +63,7 @@ def fill(template: str, **values: Any) -> str:
 
 def _render(results: Results) -> str:
     rows = summary_rows(results)
-    scored = [row for row in worst_first(rows) if row.psnr_best is not None]
+    scored = [row for row in worst_first(rows) if row.leak is not None]
     metrics = dict.fromkeys(name for record in results.rounds.values() for name in record.metrics)
     return fill(
         "page.html.j2",

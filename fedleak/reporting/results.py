@@ -45,13 +45,15 @@ class Cell(Stored):
 class Expectation(Stored):
     """A published value or a limit beside the value measured; None if none was.
 
-    In a study it is about a cell, or about the difference from that to another one, and
-    ``low`` to ``high`` is the 95 % interval of the measured mean, where there is one.
+    In a study it is about a cell, or about the difference from that to another one;
+    ``measured`` is the mean over ``repeats`` runs, and ``low`` to ``high`` its 95 % interval,
+    where there is one.
     """
 
     metric: str
     attack: str | None = None
     layer: str | None = None
+    round: int | None = None
     cell: str = ""
     minus: str | None = None
     aggregate: str = ""
@@ -61,13 +63,15 @@ class Expectation(Stored):
     measured: float | None
     low: float | None = None
     high: float | None = None
+    repeats: int = 1
     met: bool
     source: str = ""
 
     @property
     def subject(self) -> str:
-        """What was measured, in words: ``gs median psnr``."""
-        return " ".join(filter(None, (self.attack, self.aggregate, self.metric, self.layer)))
+        """What was measured, in words: ``gs median psnr``, ``accuracy in round 5``."""
+        when = None if self.round is None else f"in round {self.round}"
+        return " ".join(filter(None, (self.attack, self.aggregate, self.metric, self.layer, when)))
 
     @property
     def difference(self) -> float | None:
@@ -94,6 +98,14 @@ class _Manifest(Stored):
     rounds: dict[int, Round]
 
 
+RECONSTRUCTED_DB = 20.0
+"""From this PSNR on (dB) an image counts as reconstructed: a root-mean-square error of at
+most a tenth of the pixel range. The one threshold of all reports."""
+
+RECONSTRUCTED_TOKENS = 0.9
+"""From this share of right tokens on a text counts as reconstructed."""
+
+
 @dataclass
 class SampleScores:
     """Scores of one true sample under one attack.
@@ -106,14 +118,30 @@ class SampleScores:
     match: int = -1
     values: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def leak(self) -> float:
+        """How much of the sample leaked: PSNR or, of a text, share of right tokens.
+
+        -inf where neither is known.
+        """
+        return self.values.get("psnr", self.values.get("token-accuracy", -math.inf))
+
+    @property
+    def reconstructed(self) -> bool:
+        """Whether the sample counts as reconstructed."""
+        return (
+            self.values.get("psnr", -math.inf) >= RECONSTRUCTED_DB
+            or self.values.get("token-accuracy", 0.0) >= RECONSTRUCTED_TOKENS
+        )
+
 
 @dataclass(frozen=True)
 class Pictures:
-    """Samples from one file: ``inputs`` (m, \\*input) in [0, 1], ``labels`` (m,), ``confidence``
-    (m,); None where the file has none.
+    """Samples from one file: ``inputs`` (m, \\*input) in [0, 1], or tokens (m, length),
+    ``labels`` (m,), ``confidence`` (m,); None where the file has none.
     """
 
-    inputs: npt.NDArray[np.float32]
+    inputs: npt.NDArray[np.float32] | npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64] | None
     confidence: npt.NDArray[np.float32] | None
 
@@ -132,6 +160,7 @@ class Results:
         environment: Versions and machine, as recorded.
         scenario: The resolved scenario's text; None where FedLeak did not run the rounds.
         notes: Sentences that a reader of the scores must know.
+        vocabulary: Where samples are texts, the word of each token.
     """
 
     layout: RunLayout
@@ -142,6 +171,7 @@ class Results:
     environment: Mapping[str, Any]
     scenario: str | None
     notes: tuple[str, ...]
+    vocabulary: tuple[str, ...] = ()
 
     def samples(self, cell: Cell) -> dict[int, SampleScores]:
         """Scores of the cell's true samples, by index; empty without truth."""
@@ -164,6 +194,11 @@ class Results:
             for name, value in cell.parameters.items():
                 values.setdefault((cell.attack, name), set()).add(repr(value))
         return {pair for pair, found in values.items() if len(found) > 1}
+
+    @property
+    def of_texts(self) -> bool:
+        """Whether samples are texts."""
+        return bool(self.vocabulary)
 
     def reconstructions(self, cell: Cell) -> Pictures:
         """What the attack of a finished cell made.
@@ -223,6 +258,7 @@ def read_results(run: Path) -> Results:
         environment=read_json(layout.environment, TypeAdapter(dict[str, Any]), {}),
         scenario=_read_text(layout.scenario),
         notes=read_json(layout.notes, TypeAdapter(tuple[str, ...]), ()),
+        vocabulary=read_json(layout.vocabulary, TypeAdapter(tuple[str, ...]), ()),
     )
 
 

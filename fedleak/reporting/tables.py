@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedleak.reporting import text
-from fedleak.reporting.results import Cell, CellStatus, Results, SampleScores, read_results
-
-RECONSTRUCTED_DB = 20.0
-"""From this PSNR on (dB) a sample counts as reconstructed: a root-mean-square error of at
-most a tenth of the pixel range. The one threshold of all reports."""
+from fedleak.reporting.results import (
+    RECONSTRUCTED_DB,
+    RECONSTRUCTED_TOKENS,
+    Cell,
+    CellStatus,
+    Results,
+    SampleScores,
+    read_results,
+)
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,12 @@ class SummaryRow:
         settings: The parameters in which it differs from other runs of the same attack.
         status: ``done``, ``failed`` or ``unsupported``.
         samples: True samples the reconstructions were scored against; 0 without truth.
-        reconstructed: How many of them reached `RECONSTRUCTED_DB`.
+        reconstructed: How many of them count as reconstructed.
         psnr_median: dB, over the samples that a reconstruction was assigned to.
         psnr_best: dB, the sample that leaked most. ``inf`` is an exact copy.
         ssim: Median structural similarity, -1 to 1.
+        tokens_median: Of texts, the median share of right tokens, 0 to 1.
+        tokens_best: The same of the text that leaked most.
         label_recovered: Share of labels recovered, 0 to 1.
         seconds: What the attack took.
         reason: Why the cell failed or is unsupported, in one line; the cell's own file
@@ -52,9 +58,16 @@ class SummaryRow:
     psnr_median: float | None
     psnr_best: float | None
     ssim: float | None
+    tokens_median: float | None
+    tokens_best: float | None
     label_recovered: float | None
     seconds: float
     reason: str
+
+    @property
+    def leak(self) -> float | None:
+        """The sample that leaked most: its PSNR or, of a text, its share of right tokens."""
+        return self.tokens_best if self.psnr_best is None else self.psnr_best
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,14 @@ class Answer:
     failed: int
     unsupported: int
     unscored: int
+    of_texts: bool
+
+    @property
+    def threshold(self) -> str:
+        """From what on a sample counts as reconstructed."""
+        if self.of_texts:
+            return f"{RECONSTRUCTED_TOKENS:.0%} of its tokens"
+        return f"PSNR ≥ {RECONSTRUCTED_DB:g} dB"
 
     @property
     def sentence(self) -> str:
@@ -80,7 +101,7 @@ class Answer:
             )
         if not self.samples:
             return "Nothing could be scored: every attack failed or is unsupported here."
-        bar = f"PSNR ≥ {RECONSTRUCTED_DB:g} dB by at least one attack"
+        bar = f"{self.threshold} by at least one attack"
         was = "was" if self.samples == 1 else "were"
         plural = "" if self.samples == 1 else "s"
         return (
@@ -138,24 +159,25 @@ def summary_rows(results: Results) -> list[SummaryRow]:
 
 
 def worst_first(rows: Iterable[SummaryRow]) -> list[SummaryRow]:
-    """Rows by falling best PSNR; rows without a score come last."""
-    return sorted(rows, key=lambda row: math.inf if row.psnr_best is None else -row.psnr_best)
+    """Rows by falling leak; rows without a score come last."""
+    return sorted(rows, key=lambda row: math.inf if row.leak is None else -row.leak)
 
 
 def answer(results: Results) -> Answer:
     """Count over all cells what was reconstructed; the best attack on a sample counts."""
-    best = _best_psnr(results, results.cells)
-    reconstructed = [key for key, psnr in best.items() if psnr >= RECONSTRUCTED_DB]
+    scored = _scored(results, results.cells)
+    reconstructed = [key for key, scores in scored.items() if any(s.reconstructed for s in scores)]
     status = Counter(cell.status for cell in results.cells)
     return Answer(
-        samples=len(best),
+        samples=len(scored),
         reconstructed=len(reconstructed),
-        clients=len({client for _, client, _ in best}),
+        clients=len({client for _, client, _ in scored}),
         clients_reconstructed=len({client for _, client, _ in reconstructed}),
         cells=len(results.cells),
         failed=status["failed"],
         unsupported=status["unsupported"],
         unscored=sum(c.status == "done" and not results.samples(c) for c in results.cells),
+        of_texts=results.of_texts,
     )
 
 
@@ -164,15 +186,15 @@ def round_rows(results: Results) -> list[RoundRow]:
     rows = summary_rows(results)
     table = []
     for number, record in results.rounds.items():
-        best = _best_psnr(results, (cell for cell in results.cells if cell.round == number))
-        scored = [row for row in rows if row.round == number and row.psnr_best is not None]
+        samples = _scored(results, (cell for cell in results.cells if cell.round == number))
+        leaky = [row for row in rows if row.round == number and row.leak is not None]
         table.append(
             RoundRow(
                 round=number,
                 captured=len(record.clients),
-                samples=len(best),
-                reconstructed=sum(psnr >= RECONSTRUCTED_DB for psnr in best.values()),
-                worst=next(iter(worst_first(scored)), None),
+                samples=len(samples),
+                reconstructed=sum(any(s.reconstructed for s in each) for each in samples.values()),
+                worst=next(iter(worst_first(leaky)), None),
                 metrics=record.metrics,
                 absent=tuple(record.absent),
                 rejected=record.rejected,
@@ -198,6 +220,7 @@ def _summary_row(cell: Cell, results: Results) -> SummaryRow:
     samples = results.samples(cell)
     psnr = _values(samples, "psnr")
     ssim = _values(samples, "ssim")
+    tokens = _values(samples, "token-accuracy")
     whole = {-1: results.scores.get(cell.cell, {}).get(-1, SampleScores())}
     labels = _values(samples, "label-accuracy") or _values(whole, "label-accuracy")
     return SummaryRow(
@@ -208,10 +231,12 @@ def _summary_row(cell: Cell, results: Results) -> SummaryRow:
         settings=results.settings(cell),
         status=cell.status,
         samples=len(samples),
-        reconstructed=sum(value >= RECONSTRUCTED_DB for value in psnr),
+        reconstructed=sum(score.reconstructed for score in samples.values()),
         psnr_median=statistics.median(psnr) if psnr else None,
         psnr_best=max(psnr, default=None),
         ssim=statistics.median(ssim) if ssim else None,
+        tokens_median=statistics.median(tokens) if tokens else None,
+        tokens_best=max(tokens, default=None),
         label_recovered=statistics.fmean(labels) if labels else None,
         seconds=cell.seconds,
         reason=text.one_line(cell.reason) if cell.status != "done" else "",
@@ -222,12 +247,12 @@ def _values(samples: Mapping[int, SampleScores], metric: str) -> list[float]:
     return [score.values[metric] for score in samples.values() if metric in score.values]
 
 
-def _best_psnr(results: Results, cells: Iterable[Cell]) -> dict[tuple[int, str, int], float]:
-    """Best PSNR of any attack by (round, client, sample); -inf where no attack has one."""
-    best: dict[tuple[int, str, int], float] = {}
+def _scored(
+    results: Results, cells: Iterable[Cell]
+) -> dict[tuple[int, str, int], list[SampleScores]]:
+    """What the attacks got of each sample, by (round, client, sample)."""
+    scored: dict[tuple[int, str, int], list[SampleScores]] = {}
     for cell in cells:
         for index, score in results.samples(cell).items():
-            key = (cell.round, cell.client, index)
-            psnr = score.values.get("psnr", -math.inf)
-            best[key] = max(best.get(key, -math.inf), psnr)
-    return best
+            scored.setdefault((cell.round, cell.client, index), []).append(score)
+    return scored

@@ -12,7 +12,6 @@ from rich.text import Text
 from fedleak.reporting import text
 from fedleak.reporting.results import Expectation, Results, read_results
 from fedleak.reporting.tables import (
-    RECONSTRUCTED_DB,
     Trouble,
     answer,
     summary_rows,
@@ -75,21 +74,25 @@ def _leaks(results: Results) -> list[RenderableType]:
     table.add_column("round", justify="right")
     table.add_column("attack", overflow="ellipsis", no_wrap=True, max_width=24)
     if several:
-        table.add_column("best PSNR", justify="right")
-    table.add_column("PSNR dB", justify="right")
-    table.add_column("SSIM", justify="right")
+        table.add_column("best" if results.of_texts else "best PSNR", justify="right")
+    table.add_column("right tokens" if results.of_texts else "PSNR dB", justify="right")
+    if not results.of_texts:
+        table.add_column("SSIM", justify="right")
     table.add_column("labels" if several else "label recovered", justify="right")
     for row in scored[:MOST_ROWS]:
-        leaked = row.psnr_best is not None and row.psnr_best >= RECONSTRUCTED_DB
+        if results.of_texts:
+            best, middle = (text.percent(x) for x in (row.tokens_best, row.tokens_median))
+        else:
+            best, middle = (text.decibel(x) for x in (row.psnr_best, row.psnr_median))
         table.add_row(
             outside(row.client),
             str(row.round),
             outside(f"{row.attack} {row.settings}".strip()),
-            *([text.decibel(row.psnr_best)] if several else []),
-            text.decibel(row.psnr_median),
-            text.ratio(row.ssim),
+            *([best] if several else []),
+            middle,
+            *([] if results.of_texts else [text.ratio(row.ssim)]),
             text.share(row.label_recovered, row.samples),
-            style="red" if leaked else "",
+            style="red" if row.reconstructed else "",
         )
     parts: list[RenderableType] = [Text(), table]
     notes = []
@@ -99,7 +102,8 @@ def _leaks(results: Results) -> list[RenderableType]:
             "on the page"
         )
     if several:
-        notes.append("PSNR and SSIM are medians over a client's samples")
+        what = "right tokens are" if results.of_texts else "PSNR and SSIM are"
+        notes.append(f"{what} medians over a client's samples")
     if notes:
         parts.append(Text("; ".join(notes), "dim"))
     return parts

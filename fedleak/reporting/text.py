@@ -17,6 +17,11 @@ def ratio(value: float | None) -> str:
     return _number(value, ".3f")
 
 
+def percent(value: float | None) -> str:
+    """A share."""
+    return _number(value, ".0%")
+
+
 def plain(value: float | None) -> str:
     """Any other number, to four digits."""
     return _number(value, ".4g")

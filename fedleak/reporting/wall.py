@@ -15,12 +15,15 @@ import numpy.typing as npt
 from fedleak.errors import CaptureError
 from fedleak.reporting import text
 from fedleak.reporting.results import Cell, Pictures, Results, SampleScores
-from fedleak.reporting.tables import RECONSTRUCTED_DB
 
 MOST_CARDS = 60
 MOST_UNSCORED = 8
+_WORDS = 60
 _SHOWN_SIDE = 112
 _STORED_SIDE = 224
+
+
+Sample = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,22 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word of a text, and whether the original has it at this place."""
+
+    text: str
+    right: bool = True
+
+
+@dataclass(frozen=True)
 class Tile:
-    """One place on a card: a picture, or the words that stand where none can be.
+    """One place on a card: a picture, a passage, or the note that stands where none can be.
 
     Attributes:
         title: ``original`` or the attack.
         picture: None where there is nothing to show; ``note`` then says why.
         alt: The picture in words.
+        passage: The beginning of a text, in the place of a picture.
         lines: Scores under the picture.
         leaked: Whether this reconstruction reached the threshold.
     """
@@ -55,6 +67,7 @@ class Tile:
     note: str = ""
     lines: tuple[str, ...] = ()
     leaked: bool = False
+    passage: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,8 +111,8 @@ def build_wall(results: Results) -> Wall:
     for (number, client), group in groupby(results.cells, lambda c: (c.round, c.client)):
         # Reconstructions stand next to the original, reasons for having none after them.
         cells = groups[number, client] = sorted(group, key=lambda cell: cell.status != "done")
-        for sample, psnr in _samples(results, number, client, cells).items():
-            places.append((-psnr, number, client, sample))
+        for sample, leak in _samples(results, number, client, cells).items():
+            places.append((-leak, number, client, sample))
     shown: list[Card] = []
     vectors = 0
     for _, number, client, sample in sorted(places, key=lambda p: (p[:3], p[3] or 0))[:MOST_CARDS]:
@@ -111,7 +124,7 @@ def build_wall(results: Results) -> Wall:
     return Wall(tuple(shown), len(places), vectors)
 
 
-def picture(sample: npt.NDArray[np.float32]) -> Picture | None:
+def picture(sample: Sample) -> Picture | None:
     """Make a picture of one sample, ``(C, H, W)`` in [0, 1] with one or three channels.
 
     Values outside are clipped and NaN is black. Sides above 224 pixels are scaled down;
@@ -143,11 +156,11 @@ def picture(sample: npt.NDArray[np.float32]) -> Picture | None:
 def _samples(
     results: Results, number: int, client: str, cells: Sequence[Cell]
 ) -> dict[int | None, float]:
-    """The best PSNR by true sample; without scores -inf, without truth a single None."""
+    """The largest leak by true sample; without scores -inf, without truth a single None."""
     best: dict[int | None, float] = {}
     for cell in cells:
         for index, score in results.samples(cell).items():
-            best[index] = max(best.get(index, -math.inf), score.values.get("psnr", -math.inf))
+            best[index] = max(best.get(index, -math.inf), score.leak)
     if best:
         return best
     originals = results.originals(number, client)
@@ -162,7 +175,8 @@ def _card(
     """The card of one sample, or None where it holds vectors, which have no picture."""
     tiles: list[Tile] = []
     truth_label: int | None = None
-    if sample is not None and (originals := results.originals(number, client)) is not None:
+    originals = None if sample is None else results.originals(number, client)
+    if sample is not None and originals is not None:
         if sample >= len(originals.inputs):
             raise CaptureError(
                 f"{results.layout.original(number, client)} has no sample {sample}, "
@@ -170,11 +184,12 @@ def _card(
             )
         truth_label = _label(originals, sample)
         image = picture(originals.inputs[sample])
-        if image is None:
+        passage = _passage(results, originals.inputs[sample])
+        if image is None and not passage:
             return None
         words = f"original sample {sample} of {client}, round {number}"
         lines = () if truth_label is None else (f"label {truth_label}",)
-        tiles.append(Tile("original", image, words, lines=lines))
+        tiles.append(Tile("original", image, words, lines=lines, passage=passage))
     for cell in cells:
         name = f"{cell.attack} {results.settings(cell)}".strip()
         if cell.status != "done":
@@ -182,23 +197,32 @@ def _card(
             tiles.append(Tile(name, None, note=note))
             continue
         made = results.reconstructions(cell)
-        if made.inputs.ndim != 4:
+        if made.inputs.ndim != 4 and not results.of_texts:
             return None
         score = results.samples(cell).get(sample) if sample is not None else None
         if score is None:
-            tiles += _unscored(name, cell, made)
+            tiles += _unscored(name, cell, made, results)
         else:
-            tiles.append(_scored(name, cell, made, score, truth_label))
+            original = None if originals is None else originals.inputs[sample]
+            tiles.append(_scored(name, cell, made, score, truth_label, original, results))
     return Card(client, number, sample, tuple(tiles))
 
 
 def _scored(
-    name: str, cell: Cell, made: Pictures, score: SampleScores, truth_label: int | None
+    name: str,
+    cell: Cell,
+    made: Pictures,
+    score: SampleScores,
+    truth_label: int | None,
+    original: Sample | None,
+    results: Results,
 ) -> Tile:
     if not 0 <= score.match < len(made.inputs):
         return Tile(name, None, note="not among what this attack found")
-    psnr = score.values.get("psnr")
-    lines = [f"PSNR {text.decibel(psnr)} dB"]
+    if results.of_texts:
+        lines = [f"{text.percent(score.values.get('token-accuracy'))} of tokens right"]
+    else:
+        lines = [f"PSNR {text.decibel(score.values.get('psnr'))} dB"]
     if "ssim" in score.values:
         lines.append(f"SSIM {text.ratio(score.values['ssim'])}")
     label = _label(made, score.match)
@@ -210,11 +234,12 @@ def _scored(
         alt=f"reconstruction by {name} from {cell.client}, round {cell.round}: {', '.join(lines)}",
         note="no picture can be made of these values",
         lines=tuple(lines),
-        leaked=psnr is not None and psnr >= RECONSTRUCTED_DB,
+        leaked=score.reconstructed,
+        passage=_passage(results, made.inputs[score.match], original),
     )
 
 
-def _unscored(name: str, cell: Cell, made: Pictures) -> list[Tile]:
+def _unscored(name: str, cell: Cell, made: Pictures, results: Results) -> list[Tile]:
     """The attack's own favourites, by falling confidence."""
     confidence = made.confidence if made.confidence is not None else np.zeros(len(made.inputs))
     order = np.argsort(-confidence, kind="stable")
@@ -226,10 +251,27 @@ def _unscored(name: str, cell: Cell, made: Pictures) -> list[Tile]:
         words = f"unscored reconstruction by {name} from {cell.client}, round {cell.round}"
         image = picture(made.inputs[index])
         note = "no picture can be made of these values"
-        tiles.append(Tile(name, image, words, note, tuple(lines)))
+        passage = _passage(results, made.inputs[index])
+        tiles.append(Tile(name, image, words, note, tuple(lines), passage=passage))
     if len(order) > MOST_UNSCORED:
         tiles.append(Tile(name, None, note=f"{len(order) - MOST_UNSCORED:,} more, less confident"))
     return tiles
+
+
+def _passage(results: Results, tokens: Sample, original: Sample | None = None) -> tuple[Word, ...]:
+    """The beginning of a text in words; nothing for samples that are no texts."""
+    if not results.of_texts:
+        return ()
+    end = len(tokens)
+    while end and tokens[end - 1] == 0:  # padding
+        end -= 1
+    shown = min(end, _WORDS)
+    rights = [True] * shown if original is None else (tokens == original)[:shown].tolist()
+    words = [
+        Word(results.vocabulary[token] if 0 <= token < len(results.vocabulary) else "?", right)
+        for token, right in zip(tokens[:shown].tolist(), rights, strict=True)
+    ]
+    return (*words, Word("…")) if end > shown else tuple(words) or (Word("(empty)"),)
 
 
 def _label(pictures: Pictures, index: int) -> int | None:

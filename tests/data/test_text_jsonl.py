@@ -57,7 +57,7 @@ def test_texts_are_held_out_where_there_is_no_test_file(tmp_path: Path) -> None:
     train = written(tmp_path / "all.jsonl", LINES)
     splits = TextJsonl(train=train, length=3, test_fraction=0.34).load()
     assert (len(splits.train), len(splits.test)) == (2, 1)
-    assert splits.train.vocabulary == splits.test.vocabulary
+    assert splits.train.vocabulary == splits.test.vocabulary == WORDS
 
 
 @pytest.mark.parametrize(
