@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tables import markdown, write
+
 from fedleak import audit, load_scenario, run
 from fedleak.scenario import Audit
 
@@ -36,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=40, help="cells to audit (default 40)")
     parser.add_argument("--iterations", type=int, default=300, help="GS iterations a cell")
+    parser.add_argument("--write", metavar="TABLE", help="put it into README.md as well")
     options = parser.parse_args()
     scenario = load_scenario(
         {
@@ -49,8 +52,12 @@ def main() -> None:
         place = Path(folder)
         captures = run(scenario, directory=place / "captures")
         one, two = (seconds_per_cell(captures, place, actors) for actors in (1, 2))
-    print(f"{options.cells} cells: one actor {one:.2f} s a cell, two actors {two:.2f} s")
-    print(f"two actors are {one / two:.2f}x as fast as one (bar: 1.8x)")
+    head = ["cells", "one actor, s a cell", "two actors, s a cell", "as fast", "bar"]
+    row = [str(options.cells), f"{one:.2f}", f"{two:.2f}", f"{one / two:.2f}x", "1.8x"]
+    table = markdown(head, [row])
+    print(table)
+    if options.write:
+        write(options.write, table)
 
 
 if __name__ == "__main__":

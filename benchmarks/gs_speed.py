@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import get_args
 
 import torch
+from tables import markdown, write
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -123,7 +125,7 @@ def seconds(step: Callable[[], None], repeats: int, device: torch.device) -> flo
 
 def compare(
     name: str, device: torch.device, restarts: int, rounds: int, batching: Batching | None
-) -> str:
+) -> list[str]:
     """Time both by turns and give one row of the table."""
     torch.manual_seed(0)
     model = MODELS[name]().to(device).eval()
@@ -155,10 +157,14 @@ def compare(
     plan = mapping.plan(start, labels)
     bar = BARS[device.type].get(name)
     wanted = "" if bar is None else f"{bar:g}x"
-    return (
-        f"| {name} | {before / after:.2f}x | {wanted} | {1e3 * before:.2f} | "
-        f"{1e3 * after:.2f} | {plan.batching}, {plan.chunk} at a time |"
-    )
+    return [
+        name,
+        f"{before / after:.2f}x",
+        wanted,
+        f"{1e3 * before:.2f}",
+        f"{1e3 * after:.2f}",
+        f"{plan.batching}, {plan.chunk} at a time",
+    ]
 
 
 def main() -> None:
@@ -168,15 +174,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="pairs of timings")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--batching", choices=get_args(Batching), help="default: as measured")
+    parser.add_argument("--write", metavar="TABLE", help="put it into README.md as well")
     options = parser.parse_args()
     device = torch.device(options.device)
     restarts = options.restarts or (32 if device.type == "cpu" else 256)
     threads = torch.get_num_threads()
     print(f"{device}, {threads} thread(s), {restarts} restarts, torch {torch.__version__}\n")
-    print("| model | speedup | bar | loop, ms | engine, ms | batching |")
-    print("|---|---|---|---|---|---|")
+    rows = []
     for name in options.models:
-        print(compare(name, device, restarts, options.rounds, options.batching), flush=True)
+        rows.append(compare(name, device, restarts, options.rounds, options.batching))
+        print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
+    table = markdown(["model", "speedup", "bar", "loop, ms", "engine, ms", "batching"], rows)
+    print(table)
+    if options.write:
+        write(options.write, table)
 
 
 if __name__ == "__main__":

@@ -203,6 +203,8 @@ def input_dense(
     Raises:
         RuntimeError, ValueError: The model does not accept inputs of this shape.
     """
+    # What is given by name need not be copied.
+    tensors = {**dict(model.named_parameters()), **tensors}
     spelt = spelling(input_shape).to(next(iter(tensors.values()), torch.empty(0)).device)
     # In float32, as clients compute: nothing has to be copied, and it is exact enough.
     seen = probe(model, tensors, train_mode, spelt)

@@ -48,6 +48,25 @@ def test_counts_of_batches_with_repeats(
     assert exact >= (36 if bias else 24)
 
 
+def test_counts_where_predictions_depend_on_the_sample(
+    observe: Observe, digits: tuple[Tensor, Tensor], sigmoid_net: nn.Module
+) -> None:
+    """Large weights: what the probes predict says little, the weight gradient says more.
+
+    The probes alone give 28 of these 40 batches.
+    """
+    torch.manual_seed(0)
+    images, labels = digits
+    exact = 0
+    for _ in range(40):
+        for parameter in sigmoid_net.parameters():
+            nn.init.uniform_(parameter, -1.0, 1.0)
+        batch = torch.randint(0, len(images), (8,))
+        observation = observe(sigmoid_net, images[batch], labels[batch])
+        exact += torch.equal(recover_labels(observation), labels[batch].sort().values)
+    assert exact >= 32
+
+
 def test_counts_over_several_steps_with_weight_decay(
     observe: Observe, digits: tuple[Tensor, Tensor]
 ) -> None:
