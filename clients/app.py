@@ -6,12 +6,22 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 
+from clients.defenses import Turn, received, released
 from clients.training import train
+from fedleak.errors import RoundRefused
 from fedleak.models.evaluation import evaluate
-from fedleak.records import DISCLOSURE
+from fedleak.records import DISCLOSURE, REFUSED
 from fedleak.scenario import Scenario, prepare, scenario_of_run
 from fedleak.seeding import derive, reproducible
 from fedleak.versions import versions
@@ -40,16 +50,25 @@ def client_app(scenario_of: Callable[[Context], Scenario]) -> ClientApp:
 
     @app.train()
     def train_round(message: Message, context: Context) -> Message:
-        """Train on this round's batches; return parameters, metrics and facts."""
+        """Train on this round's batches; return parameters, metrics and facts.
+
+        A client whose defenses refuse the round answers with the reason.
+        """
         scenario = scenario_of(context)
         prepared = prepare(scenario)
         client, (arrays, config) = _partition(context), _contents(message)
         round = _int(config["server-round"])
         mu = config.get("proximal-mu", 0.0)
         facts = prepared.facts(client, round, float(mu) if isinstance(mu, (int, float)) else 0.0)
+        defenses = scenario.client.defenses
+        turn = Turn(scenario.seed, client, round, facts, prepared.fresh, context.state)
         with reproducible(derive(scenario.seed, "training", client=client, round=round)):
             model = prepared.model()
             model.load_state_dict(arrays.to_torch_state_dict())
+            try:
+                seen = received(defenses, model, turn)
+            except RoundRefused as refusal:
+                return Message(Error(REFUSED, str(refusal)), reply_to=message)
             loss = train(
                 model,
                 prepared.splits.train,
@@ -57,11 +76,14 @@ def client_app(scenario_of: Callable[[Context], Scenario]) -> ClientApp:
                 facts,
                 torch.device(scenario.client.device),
             )
+            sent = released(defenses, model.cpu(), arrays.to_torch_state_dict(), turn)
         disclosed = {k.replace("_", "-"): v for k, v in dataclasses.asdict(facts).items()}
         content = RecordDict(
             {
-                "arrays": ArrayRecord(model.cpu().state_dict()),
-                "metrics": MetricRecord({"num-examples": facts.examples, "train_loss": loss}),
+                "arrays": ArrayRecord(model.state_dict()),
+                "metrics": MetricRecord(
+                    {"num-examples": facts.examples, "train_loss": loss, **seen, **sent}
+                ),
                 DISCLOSURE: ConfigRecord({"partition-id": client, **disclosed}),
             }
         )

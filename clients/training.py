@@ -31,7 +31,8 @@ def train(
         Mean cross-entropy over the samples of all steps, each before its step.
     """
     model.to(device).train(facts.train_mode)
-    received = [parameter.detach().clone() for parameter in model.parameters()]
+    # Only the proximal term looks back at them.
+    received = [p.detach().clone() for p in model.parameters()] if facts.proximal_mu else []
     optimiser = torch.optim.SGD(
         model.parameters(),
         lr=facts.lr,

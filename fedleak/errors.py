@@ -8,6 +8,7 @@ FedLeakError
 ├── ResourceError    6  the machine or its file system stands in the way
 ├── StudyIncomplete  7  runs of a study failed; the others and their table are there
 ├── UpdateRejected   -  one client's update was refused; the round goes on
+├── RoundRefused     -  one client did not take part; the round goes on
 └── AttackFailed     -  an attack came to nothing; its cell is recorded as failed
 
 A user's mistake raises one of these and is printed without a traceback; any
@@ -86,6 +87,10 @@ class StudyIncomplete(FedLeakError):
 
 class UpdateRejected(FedLeakError):
     """A client's update is unusable; it is recorded and left out of the round."""
+
+
+class RoundRefused(FedLeakError):
+    """A client takes no part in a round; it is recorded with the reason."""
 
 
 class AttackFailed(FedLeakError):

@@ -26,6 +26,9 @@ Arrays = Mapping[str, npt.NDArray[np.generic]]
 DISCLOSURE = "fedleak"
 """Name of the ConfigRecord in which a client says who it is and how it trained."""
 
+REFUSED = 100
+"""Code of the error with which a client answers that it takes no part in a round."""
+
 
 def partition_name(partition: int) -> str:
     """Name of the client that holds a partition: ``client-007``."""
@@ -152,6 +155,7 @@ class Capture:
         received: State dict it sent back, same names and shapes.
         facts: Disclosed training facts; None where a foreign app disclosed too few.
         disclosed: By name, what it disclosed where that was too few.
+        metrics: Numbers that the client reported of the round, by name.
     """
 
     round: int
@@ -160,6 +164,7 @@ class Capture:
     received: Arrays
     facts: TrainingFacts | None
     disclosed: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

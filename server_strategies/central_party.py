@@ -18,7 +18,7 @@ from torch import nn
 from fedleak.captures import CaptureStore
 from fedleak.components import Component
 from fedleak.errors import Problem, QuorumLost, UpdateRejected, nearest
-from fedleak.records import FACTS, Capture, partition_name, partition_of
+from fedleak.records import FACTS, REFUSED, Capture, partition_name, partition_of
 from server_strategies.interception import (
     Arrays,
     arrays_of,
@@ -108,11 +108,15 @@ class CentralParty(Strategy):
         replies = list(replies)
         captures: dict[str, Capture] = {}
         rejected: dict[str, str] = {}
+        refused: dict[str, str] = {}
         handed_on: list[Message] = []
         absent = set(self._sent)
         for reply in replies:
             node = reply.metadata.src_node_id
             if reply.has_error():
+                if reply.error.code == REFUSED:
+                    absent.discard(node)
+                    refused[self._name(node)] = reply.error.reason or "no reason given"
                 handed_on.append(reply)
                 continue
             absent.discard(node)
@@ -137,6 +141,7 @@ class CentralParty(Strategy):
                 *(partition_name(partition) for partition in self.roster.missing),
             ],
             rejected=rejected,
+            refused=refused,
         )
         # Captured parameters are as large as the model times the clients: let them go.
         self._sent = {}

@@ -120,6 +120,11 @@ def capture_of(round: int, reply: Message, sent: Arrays, known: Mapping[str, flo
         received=received,
         facts=facts,
         disclosed={} if facts else disclosed,
+        metrics={
+            name: value
+            for record in reply.content.metric_records.values()
+            for name, value in scalars(record, "").items()
+        },
     )
 
 

@@ -221,4 +221,7 @@ class SampleByPartition(Strategy):
         self.on_met()
 
     def _in_order(self, replies: Iterable[Message]) -> list[Message]:
-        return sorted(replies, key=lambda reply: self.roster[reply.metadata.src_node_id])
+        # Of a node that died a SuperLink says so itself, in its own name.
+        return sorted(
+            replies, key=lambda reply: self.roster.get(reply.metadata.src_node_id, self.clients)
+        )

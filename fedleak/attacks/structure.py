@@ -7,7 +7,6 @@ or position, so it holds for a user's own model too.
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -119,7 +118,7 @@ def network_without(
     """
     named = (*model.named_parameters(), *model.named_buffers())
     replaced = {id(tensor): _stand_in(tensor) for name, tensor in named if name in tensors}
-    return evaluation_copy(copy.deepcopy(model, replaced), train_mode, like)
+    return evaluation_copy(model, train_mode, like, replaced)
 
 
 def _stand_in(tensor: Tensor) -> Tensor:

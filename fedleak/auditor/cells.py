@@ -177,9 +177,18 @@ def _finish(
 
 def _as_sent(observation: Observation) -> nn.Module:
     """The model with the weights that the client was sent: what they are may matter."""
-    model = copy.deepcopy(observation.model)
-    model.load_state_dict({**observation.parameters, **observation.buffers}, strict=False)
-    return model
+    model = observation.model
+    sent: dict[int, torch.Tensor] = {
+        id(tensor): nn.Parameter(observation.parameters[name].cpu(), tensor.requires_grad)
+        for name, tensor in model.named_parameters()
+    }
+    sent |= {
+        id(tensor): observation.buffers[name].cpu()
+        for name, tensor in model.named_buffers()
+        if name in observation.buffers
+    }
+    # Of what is replaced deepcopy copies nothing.
+    return copy.deepcopy(model, sent)
 
 
 def record_failure(cell: Cell, store: CaptureStore, reason: str) -> Outcome:

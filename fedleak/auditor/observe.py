@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from fedleak.auditor.subject import Subject
@@ -23,9 +24,7 @@ def observe(
 ) -> Observation:
     """Make the observation of one capture. It holds nothing that the client kept.
 
-    The update is formed in float64 from the float32 parameters that travelled, so the
-    only rounding in it is the one on the wire. The samples' labels are in it only where
-    the threat model grants them.
+    The samples' labels are in it only where the threat model grants them.
 
     Raises:
         CaptureError: The capture's arrays are not those of the model.
@@ -34,16 +33,13 @@ def observe(
     facts = _facts(capture, subject)
     sent = _by_model_name(capture.sent, capture, subject)
     received = _by_model_name(capture.received, capture, subject)
-    parameters = {name for name, _ in subject.model.named_parameters()}
+    tensors = {name: _tensor(array).to(device) for name, array in sent.items()}
+    names = [name for name, _ in subject.model.named_parameters() if name in sent]
     return Observation(
         model=subject.model,
-        parameters={name: sent[name].float().to(device) for name in sent if name in parameters},
-        buffers={name: sent[name].to(device) for name in sent if name not in parameters},
-        update={
-            name: ((sent[name].double() - received[name].double()) / facts.lr).float().to(device)
-            for name in sent
-            if name in parameters
-        },
+        parameters={name: tensors[name].float() for name in names},
+        buffers={name: tensor for name, tensor in tensors.items() if name not in names},
+        update=_Update({name: (sent[name], received[name]) for name in names}, facts.lr, device),
         facts=facts,
         input_shape=subject.input_shape,
         classes=subject.classes,
@@ -51,7 +47,50 @@ def observe(
     )
 
 
-def _by_model_name(arrays: Arrays, capture: Capture, subject: Subject) -> dict[str, torch.Tensor]:
+class _Update(Mapping[str, torch.Tensor]):
+    """``(sent - received) / lr`` by parameter name, float32.
+
+    It is formed in float64 from the float32 parameters that travelled, so the only
+    rounding in it is the one on the wire; and when it is asked for, because an extraction
+    reads one layer of a model that may be large.
+
+    Args:
+        arrays: By name, what was sent and what was received.
+        lr: The learning rate.
+        device: Where the update is wanted.
+    """
+
+    def __init__(
+        self, arrays: dict[str, tuple[np.ndarray, np.ndarray]], lr: float, device: torch.device
+    ) -> None:
+        self._names = tuple(arrays)
+        self._arrays = arrays
+        self._lr = lr
+        self._device = device
+        self._made: dict[str, torch.Tensor] = {}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._made:
+            sent, received = self._arrays[name]
+            update = np.asarray(np.subtract(sent, received, dtype=np.float64))
+            update /= self._lr
+            self._made[name] = torch.from_numpy(update.astype(np.float32)).to(self._device)
+            del self._arrays[name]
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    # PyTorch has no tensors that cannot be written; those of the store can be.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _by_model_name(arrays: Arrays, capture: Capture, subject: Subject) -> Arrays:
     """Arrays under the model's own names, in its order."""
     state = subject.model.state_dict()
     numbered = len(arrays) == len(state) and all(name.isdecimal() for name in arrays)
@@ -72,7 +111,7 @@ def _by_model_name(arrays: Arrays, capture: Capture, subject: Subject) -> dict[s
                 f"{where}: {name} has shape {tuple(arrays[name].shape)} in the capture and "
                 f"{tuple(tensor.shape)} in the model"
             )
-    return {name: torch.from_numpy(arrays[name].copy()) for name in state}
+    return {name: arrays[name] for name in state}
 
 
 def _facts(capture: Capture, subject: Subject) -> TrainingFacts:

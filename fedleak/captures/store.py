@@ -48,6 +48,7 @@ class CaptureStore:
         *,
         absent: Sequence[str] = (),
         rejected: Mapping[str, str] | None = None,
+        refused: Mapping[str, str] | None = None,
     ) -> None:
         """Write one round and make it visible.
 
@@ -56,6 +57,7 @@ class CaptureStore:
             captures: Usable updates of the round, in any order.
             absent: Clients that were asked and did not deliver.
             rejected: Clients whose update was refused, with the reason.
+            refused: Clients that took no part of their own will, with the reason.
 
         Raises:
             ResourceError: The run directory cannot be written, or the round was
@@ -74,13 +76,22 @@ class CaptureStore:
             partial.mkdir(parents=True)
             # Captures hold personal data in all but name.
             folder.parent.chmod(0o700)
+            # Clients that were sent the very same arrays share them: they are hashed once.
+            written: dict[int, dict[str, Any]] = {}
             for capture in sorted(captures, key=lambda capture: capture.client):
                 received = self._write_arrays(partial, capture.client, capture.received)
-                sent = self._write_sent(partial, capture.sent)
+                sent = written.get(id(capture.sent))
+                if sent is None:
+                    sent = written[id(capture.sent)] = self._write_sent(partial, capture.sent)
                 facts = capture.disclosed
                 if capture.facts is not None:
                     facts = dataclasses.asdict(capture.facts)
-                clients[capture.client] = {**received, "sent": sent, "facts": dict(facts) or None}
+                clients[capture.client] = {
+                    **received,
+                    "sent": sent,
+                    "facts": dict(facts) or None,
+                    "metrics": dict(capture.metrics),
+                }
             partial.rename(folder)
         except OSError as error:
             raise ResourceError(f"cannot write {folder}: {error.strerror or error}") from error
@@ -89,6 +100,7 @@ class CaptureStore:
             "clients": clients,
             "absent": sorted(absent),
             "rejected": dict(rejected or {}),
+            "refused": dict(refused or {}),
             "metrics": {},
         }
         self._write_manifest(manifest)
@@ -137,33 +149,27 @@ class CaptureStore:
             received=self._read_arrays(entry),
             facts=facts,
             disclosed={} if facts else disclosed,
+            metrics=entry.get("metrics", {}),
         )
 
     def _write_arrays(self, folder: Path, name: str, arrays: Arrays) -> dict[str, Any]:
-        content = safetensors_numpy.save(
-            {key: np.asarray(a, order="C") for key, a in arrays.items()}
-        )
-        (folder / f"{name}.safetensors").write_bytes(content)
-        final = folder.name.removesuffix(".partial")
-        return {
-            "file": f"captures/{final}/{name}.safetensors",
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "bytes": len(content),
-        }
+        content = _serialised(arrays)
+        return self._write(folder, name, content, hashlib.sha256(content).hexdigest())
 
     def _write_sent(self, folder: Path, arrays: Arrays) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        for key, array in arrays.items():
-            digest.update(key.encode())
-            digest.update(array.tobytes())
-        name = f"sent-{digest.hexdigest()[:12]}"
+        """Named by content: equal parameters are one file."""
+        content = _serialised(arrays)
+        digest = hashlib.sha256(content).hexdigest()
+        return self._write(folder, f"sent-{digest[:12]}", content, digest)
+
+    def _write(self, folder: Path, name: str, content: bytes, digest: str) -> dict[str, Any]:
         path = folder / f"{name}.safetensors"
         if not path.exists():
-            return self._write_arrays(folder, name, arrays)
-        content = path.read_bytes()
+            path.write_bytes(content)
+        final = folder.name.removesuffix(".partial")
         return {
-            "file": f"captures/{folder.name.removesuffix('.partial')}/{path.name}",
-            "sha256": hashlib.sha256(content).hexdigest(),
+            "file": f"captures/{final}/{path.name}",
+            "sha256": digest,
             "bytes": len(content),
         }
 
@@ -207,3 +213,7 @@ class CaptureStore:
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_atomic(self.layout.manifest, json.dumps(manifest, indent=1).encode())
+
+
+def _serialised(arrays: Arrays) -> bytes:
+    return safetensors_numpy.save({key: np.asarray(a, order="C") for key, a in arrays.items()})

@@ -26,6 +26,7 @@ Overrides = Annotated[
 Clients = Annotated[
     int | None, typer.Option(min=1, help="Number of clients; default the scenario's.")
 ]
+Superlink = Annotated[str, typer.Option("--superlink", help="host:port of the SuperLink.")]
 Private = Annotated[
     list[int] | None,
     typer.Option(help="Partition id of a client that does not opt in to being scored."),
@@ -104,8 +105,6 @@ def up(
     prepare(checked)
     name = _run_name(checked)
     with tempfile.TemporaryDirectory(prefix="fedleak-") as folder:
-        # The container's user reads the scenario in it.
-        Path(folder).chmod(0o755)
         project = Project(
             checked,
             name,
@@ -152,22 +151,20 @@ def superlink(
     database: Annotated[Path, typer.Option(help="File for its state.")] = Path("superlink.db"),
     certs: Certificates = None,
 ) -> None:
-    """Become a SuperLink, as containers do.
+    """Run a SuperLink, as containers do.
 
     Example: fedleak deploy superlink --certs certs/server
     """
-    from fedleak.deployment.flower import become, superlink_command
+    from fedleak.deployment.flower import attend, superlink_command
 
-    become(superlink_command(host, port, database, certs))
+    raise typer.Exit(attend(superlink_command(host, port, database, certs)))
 
 
 @app.command()
 def supernode(
     partition: Annotated[int, typer.Argument(min=0, help="The partition that it holds.")],
     clients: Annotated[int, typer.Option(min=1, help="Clients in the federation.")] = 3,
-    server: Annotated[
-        str, typer.Option("--superlink", help="host:port of the SuperLink.")
-    ] = "127.0.0.1:8000",
+    server: Superlink = "127.0.0.1:8000",
     audit_data: Annotated[
         bool,
         typer.Option(
@@ -192,17 +189,32 @@ def supernode(
 
 
 @app.command()
+def register(
+    certs: Annotated[
+        Path,
+        typer.Option(envvar="FEDLEAK_CERTS", help="The operator's folder, with clients' keys."),
+    ],
+    server: Superlink = "127.0.0.1:8000",
+) -> None:
+    """Register the clients' keys with a SuperLink; do it before they connect.
+
+    Example: fedleak deploy register --certs certs/operator
+    """
+    from fedleak.deployment.starting import register_clients
+
+    register_clients(server, certs)
+
+
+@app.command()
 def start(
     scenario: ScenarioPath,
     directory: Annotated[Path, typer.Option("--out", help="The run directory, on the server.")],
     set_: Overrides = None,
     clients: Clients = None,
-    server: Annotated[
-        str, typer.Option("--superlink", help="host:port of the SuperLink.")
-    ] = "127.0.0.1:8000",
+    server: Superlink = "127.0.0.1:8000",
     certs: Certificates = None,
 ) -> None:
-    """Register the clients with a SuperLink, start the run and follow its log.
+    """Start a run on a SuperLink and pass its log on until it ends.
 
     Example: fedleak deploy start scenarios/deployment.toml --out /runs/first
     """

@@ -159,6 +159,7 @@ def clients_of(
         if certificates is not None:
             service["environment"]["FEDLEAK_CERTS"] = "/certs"
             service["volumes"] = [f"{(certificates / name).absolute()}:/certs:ro"]
+            service["depends_on"]["register"] = {"condition": "service_completed_successfully"}
         services[name] = service
     return {"services": services}
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +22,9 @@ from fedleak.errors import ResourceError
 
 PORT = 8000
 """Where a SuperLink listens by default."""
+
+_FIRMER = ((3.0, signal.SIGINT), (6.0, signal.SIGKILL))
+"""What a SuperLink that was told to end gets after so many seconds. Docker gives it ten."""
 
 
 def superlink_command(host: str, port: int, database: Path, certificates: Path | None) -> list[str]:
@@ -110,6 +116,33 @@ def environment(home: Path) -> dict[str, str]:
 def become(command: Sequence[str]) -> None:
     """Turn this process into another one, which so gets its signals first hand."""
     os.execve(command[0], list(command), environment(flower_home()))
+
+
+def attend(command: Sequence[str]) -> int:
+    """Run a SuperLink as a child process and see to it that it ends when it is told to.
+
+    Told once, it waits for open connections, and somebody who follows a run's log keeps
+    one open for as long as the run lasts. Captures are committed whole or not at all, so
+    nothing is lost with a firmer word.
+
+    Returns:
+        Its exit code; 0 where it ended because it was told to.
+    """
+    process = subprocess.Popen(command, env=environment(flower_home()))
+    told: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        told.append(number)
+        process.terminate()
+        for seconds, firmer in _FIRMER:
+            timer = threading.Timer(seconds, process.send_signal, [firmer])
+            timer.daemon = True
+            timer.start()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    code = process.wait()
+    return 0 if told else code
 
 
 def flower_home() -> Path:

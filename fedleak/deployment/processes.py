@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Self
 
 from fedleak.captures import RunLayout
 from fedleak.deployment.ending import raise_unless_completed
 from fedleak.deployment.flower import environment, superlink_command, supernode_command
-from fedleak.deployment.starting import start_run
+from fedleak.deployment.starting import register_clients, start_run
 from fedleak.records import partition_name
 from fedleak.scenario import Scenario
 
@@ -58,72 +60,74 @@ def run_processes(
         def party(name: str) -> Path | None:
             return None if certificates is None else certificates / name
 
-        commands = {
-            "superlink": superlink_command(
-                _HOST, port, Path(place) / "superlink.db", party("server")
+        address = f"{_HOST}:{port}"
+        with ExitStack() as running:
+            running.callback(_keep, logs, directory)
+            processes = running.enter_context(_Processes(Path(place), logs))
+            processes.start(
+                "superlink",
+                superlink_command(_HOST, port, Path(place) / "superlink.db", party("server")),
             )
-        }
-        for partition, own_port in enumerate(_free_ports(clients)):
-            name = partition_name(partition)
-            commands[name] = supernode_command(
-                f"{_HOST}:{port}",
-                partition,
-                clients,
-                audit_data=opted_in(partition),
-                port=own_port,
-                certificates=party(name),
-            )
-        try:
-            with _started(commands, Path(place), logs) as processes:
-                on_started(processes)
-                status = start_run(
-                    scenario,
-                    directory,
-                    f"{_HOST}:{port}",
-                    certificates=party("operator"),
-                    on_line=on_line,
+            if (operator := party("operator")) is not None:
+                register_clients(address, operator)
+            for partition, own_port in enumerate(_free_ports(clients)):
+                name = partition_name(partition)
+                command = supernode_command(
+                    address,
+                    partition,
+                    clients,
+                    audit_data=opted_in(partition),
+                    port=own_port,
+                    certificates=party(name),
                 )
-        finally:
-            if directory.is_dir():
-                shutil.copytree(logs, directory / "logs", dirs_exist_ok=True)
+                processes.start(name, command)
+            on_started(processes.by_name)
+            status = start_run(scenario, directory, address, certificates=operator, on_line=on_line)
         raise_unless_completed(RunLayout(directory), status)
 
 
-@contextmanager
-def _started(
-    commands: dict[str, list[str]], place: Path, logs: Path
-) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    processes: dict[str, subprocess.Popen[bytes]] = {}
-    with contextlib.ExitStack() as files:
-        try:
-            for name, command in commands.items():
-                log = files.enter_context((logs / f"{name}.log").open("wb"))
-                # Ctrl-C reaches this process alone, which then ends them in order.
-                processes[name] = subprocess.Popen(
-                    command,
-                    env=environment(place / name),
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            yield processes
-        finally:
-            _stop(list(processes.values()))
+class _Processes:
+    """Processes with a log and a home of their own each, all ended on exit."""
 
+    def __init__(self, place: Path, logs: Path) -> None:
+        self.by_name: dict[str, subprocess.Popen[bytes]] = {}
+        self._place = place
+        self._logs = logs
 
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in reversed(processes):
-        process.terminate()
-    for process in processes:
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    def start(self, name: str, command: list[str]) -> None:
+        with (self._logs / f"{name}.log").open("wb") as log:
+            # Ctrl-C reaches this process alone, which then ends them in order.
+            self.by_name[name] = subprocess.Popen(
+                command,
+                env=environment(self._place / name),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        processes = list(self.by_name.values())
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_SECONDS)
+            # What a process that was killed has left behind is in its group.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
+def _keep(logs: Path, directory: Path) -> None:
+    if directory.is_dir():
+        shutil.copytree(logs, directory / "logs", dirs_exist_ok=True)
+
+
 def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
+    with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind((_HOST, 0))

@@ -7,7 +7,8 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,27 @@ _POLL_SECONDS = 0.5
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
+def register_clients(superlink: str, certificates: Path, *, patience: float = 60.0) -> None:
+    """Register clients' public keys with a SuperLink; whoever has no such key stays out.
+
+    Clients can connect from then on. One that comes earlier is turned away and ends.
+
+    Args:
+        superlink: ``host:port`` of the SuperLink.
+        certificates: The operator's folder of `make_certificates`, with the keys.
+        patience: Seconds to wait for the SuperLink.
+
+    Raises:
+        ResourceError: The SuperLink does not answer or refuses a key, or a certificate
+            is missing or out of date.
+    """
+    with _operator(superlink, certificates, patience) as home:
+        for key in sorted(certificates.glob("*.pub")):
+            told = _flwr(home, "supernode", "register", str(key))
+            if not told["success"] and "in use" not in told["error-message"]:
+                raise ResourceError(f"{key} cannot be registered: {told['error-message']}")
+
+
 def start_run(
     scenario: Scenario,
     directory: Path,
@@ -33,14 +55,13 @@ def start_run(
     patience: float = 60.0,
     on_line: Callable[[str], None] = print,
 ) -> str:
-    """Register the clients, start the run and pass its log on until it ends.
+    """Start the run and pass its log on until it ends.
 
     Args:
         scenario: What to run.
         directory: The run directory that the server makes; absolute, on its side.
         superlink: ``host:port`` of the SuperLink.
-        certificates: The operator's folder of `make_certificates`: the keys in it are
-            registered. None for a SuperLink without TLS, which lets everybody in.
+        certificates: The operator's folder of `make_certificates`; None for no TLS.
         patience: Seconds to wait for the SuperLink.
         on_line: Called with each line of the ServerApp's log.
 
@@ -51,17 +72,8 @@ def start_run(
         ResourceError: The SuperLink does not answer or refuses the run; a certificate
             is missing or out of date.
     """
-    with tempfile.TemporaryDirectory(prefix="fedleak-") as place:
-        home = Path(place) / "home"
-        home.mkdir()
-        (home / "config.toml").write_text(_connection(superlink, certificates))
-        _wait_for(superlink, home, patience)
-        if certificates is not None:
-            for key in sorted(certificates.glob("*.pub")):
-                told = _flwr(home, "supernode", "register", str(key))
-                if not told["success"] and "in use" not in told["error-message"]:
-                    raise ResourceError(f"{key} cannot be registered: {told['error-message']}")
-        bundle = Path(place) / "app"
+    with _operator(superlink, certificates, patience) as home:
+        bundle = home / "app"
         bundle.mkdir()
         write_bundle(bundle, scenario, directory)
         told = _flwr(home, "run", str(bundle))
@@ -83,6 +95,16 @@ def start_run(
             if str(listed["status"]).startswith("finished"):
                 return str(listed["status"])
             time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def _operator(superlink: str, certificates: Path | None, patience: float) -> Iterator[Path]:
+    """A home for Flower's commands that knows the SuperLink, once this answers."""
+    with tempfile.TemporaryDirectory(prefix="fedleak-") as place:
+        home = Path(place)
+        (home / "config.toml").write_text(_connection(superlink, certificates))
+        _wait_for(superlink, home, patience)
+        yield home
 
 
 def _connection(superlink: str, certificates: Path | None) -> str:

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 
-def evaluation_copy(model: nn.Module, train_mode: bool, like: Tensor) -> nn.Module:
+def evaluation_copy(
+    model: nn.Module, train_mode: bool, like: Tensor, replaced: dict[int, Tensor] | None = None
+) -> nn.Module:
     """Return a copy of ``model`` whose output depends on its inputs and tensors alone.
 
     In train mode, batch and instance norm use the statistics of the batch and leave
@@ -19,8 +21,10 @@ def evaluation_copy(model: nn.Module, train_mode: bool, like: Tensor) -> nn.Modu
         model: The architecture; it is not changed.
         train_mode: Whether the client trained in train mode.
         like: Device and floating-point type of the copy.
+        replaced: By the id of a tensor of the model, what the copy has in its place.
     """
-    network = copy.deepcopy(model).to(device=like.device, dtype=like.dtype)
+    # What deepcopy finds in its second argument it takes for copied.
+    network = copy.deepcopy(model, dict(replaced or {})).to(device=like.device, dtype=like.dtype)
     network.requires_grad_(False).eval()
     if train_mode:
         for module in network.modules():

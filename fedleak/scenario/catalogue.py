@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 import server_strategies
+from clients import defenses
 from fedleak import attacks, data, measures, models
 from fedleak.components import Component
 from server_strategies.aggregation import AGGREGATIONS, own_parameters
@@ -41,6 +42,7 @@ _TABLES: dict[str, tuple[type[Component], ...]] = {
     "model": models.MODELS,
     "init": models.INITS,
     "server": server_strategies.PARTIES,
+    "defense": defenses.DEFENSES,
     "attack": attacks.ATTACKS,
     "score": measures.SCORES,
 }

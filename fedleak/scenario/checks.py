@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from fedleak.errors import Problem
-from fedleak.scenario.expectations import IN_STUDIES, SCORED
+from fedleak.scenario.expectations import IN_STUDIES, MODEL_METRICS, SCORED, Expectation
 from fedleak.scenario.schema import Scenario
 
 RestsOn = tuple[str, ...]
@@ -40,6 +40,11 @@ def combinations(scenario: Scenario) -> Iterator[tuple[Problem, RestsOn]]:
                 f"{federation.clients - 1}"
             )
             yield Problem("audit.clients", message), ("audit.clients", "federation.clients")
+    alone = Counter(defense.kind for defense in client.defenses if not defense.repeatable)
+    for kind, count in alone.items():
+        if count > 1:
+            message = f"{kind!r} stands there {count} times; a second one changes nothing"
+            yield Problem("client.defenses", message), ("client.defenses",)
     kinds = [attack.kind for attack in audit.attacks]
     for kind, count in Counter(kinds).items():
         if count > 1:
@@ -54,6 +59,8 @@ def combinations(scenario: Scenario) -> Iterator[tuple[Problem, RestsOn]]:
         if expectation.metric not in SCORED:
             message = f"{expectation.metric!r} is compared in studies only; there are: "
             yield Problem(f"{path}.metric", message + ", ".join(SCORED)), (path,)
+        if (absent := no_such_round(expectation, scenario)) is not None:
+            yield Problem(f"{path}.round", absent), (path, "federation.rounds", "audit.rounds")
         if not kinds:
             message = "nothing is scored: audit.attacks is empty"
             yield Problem(path, message), (path, "audit.attacks")
@@ -61,3 +68,15 @@ def combinations(scenario: Scenario) -> Iterator[tuple[Problem, RestsOn]]:
             message = f"{expectation.attack!r} is not among audit.attacks ({', '.join(kinds)})"
             path = f"{path}.attack"
             yield Problem(path, message), (path, "audit.attacks")
+
+
+def no_such_round(expectation: Expectation, scenario: Scenario) -> str | None:
+    """Why there are no values of the round that an expectation names, if there are none."""
+    number, audited = expectation.round, scenario.audit.rounds
+    if number is None:
+        return None
+    if number > scenario.federation.rounds:
+        return f"there is no round {number}; federation.rounds is {scenario.federation.rounds}"
+    if expectation.metric not in MODEL_METRICS and audited is not None and number not in audited:
+        return f"round {number} is not among audit.rounds ({', '.join(map(str, audited))})"
+    return None

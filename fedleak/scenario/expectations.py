@@ -19,7 +19,7 @@ AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
 SCORED: tuple[str, ...] = tuple(score.kind_name() for score in SCORES)
 """What an audit measures."""
 MODEL_METRICS = ("accuracy", "loss")
-"""What the central party measures of the global model; a study takes the last round's."""
+"""What the central party measures of the global model after each round."""
 TIME = "seconds"
 """How long an attack took on one capture."""
 METRICS = (*SCORED, *MODEL_METRICS, TIME)
@@ -53,6 +53,11 @@ class Expectation(BaseModel):
     attack: str | None = Field(None, description="scores of this attack only; default all")
     layer: str | None = Field(
         None, description="values of this layer only; default those that belong to no layer"
+    )
+    round: int | None = Field(
+        None,
+        ge=1,
+        description="values of this round only; default all rounds, of accuracy and loss the last",
     )
     where: dict[str, JsonValue] = Field(
         {}, description="in a study: cells with these values of the matrix; default all cells"
@@ -117,7 +122,7 @@ def judge(expectation: Expectation, scores: Iterable[Mapping[str, Any]]) -> Verd
 
     Args:
         expectation: What was expected; a single value.
-        scores: Rows with ``attack``, ``metric``, ``layer`` and ``value``.
+        scores: Rows with ``round``, ``attack``, ``metric``, ``layer`` and ``value``.
     """
     values = [
         row["value"]
@@ -125,6 +130,7 @@ def judge(expectation: Expectation, scores: Iterable[Mapping[str, Any]]) -> Verd
         if row["metric"] == expectation.metric
         and expectation.attack in (None, row["attack"])
         and row["layer"] == expectation.layer
+        and (expectation.round is None or row["round"] == expectation.round)
         and not math.isnan(row["value"])
     ]
     measured = aggregated(values, expectation.aggregate) if values else None

@@ -45,13 +45,25 @@ class Prepared:
         # Copying is many times faster than drawing the weights again.
         return copy.deepcopy(_model_of(self.scenario))
 
+    def fresh(self, seed: int) -> nn.Module:
+        """The architecture with initial weights of another draw than the scenario's."""
+        train = self.splits.train
+        return build(
+            self.scenario.model,
+            self.scenario.init,
+            train.input_shape,
+            train.classes,
+            seed,
+            tokens=len(train.vocabulary),
+        )
+
     def served(self) -> Served:
         """What the central party knows of the federation."""
         test, facts = self.splits.test, self.facts(0, 1)
         rng = stream(self.scenario.seed, "similar-data")
         seen = min(len(test), facts.examples, facts.steps * facts.batch_size)
         return Served(
-            model=self.model(),
+            model=_model_of(self.scenario),
             input_shape=self.splits.train.input_shape,
             train_mode=self.scenario.client.train_mode,
             seed=self.scenario.seed,
@@ -63,8 +75,10 @@ class Prepared:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences that a reader of the results must know."""
-        trained = self.scenario.client.train_mode and has_dropout(_model_of(self.scenario))
-        return (DROPOUT_NOTE,) if trained else ()
+        model = _model_of(self.scenario)
+        trained = self.scenario.client.train_mode and has_dropout(model)
+        said = [defense.note(model) for defense in self.scenario.client.defenses]
+        return (*((DROPOUT_NOTE,) if trained else ()), *(note for note in said if note))
 
     def local(self, client: int) -> tuple[Indices, Indices]:
         """A client's samples: those it trains on and those it holds out."""
@@ -117,7 +131,7 @@ def prepare(scenario: Scenario) -> Prepared:
 
     Raises:
         ScenarioError: The data is not there, a client would be left empty, the model
-            does not take the data, or an attack cannot work on the model.
+            does not take the data, or an attack or a defense cannot work on the model.
     """
     return _prepare(scenario.model_dump_json())
 
@@ -133,6 +147,15 @@ def _prepare(scenario_json: str) -> Prepared:
     prepared = Prepared(scenario, splits, partitions)
     served = prepared.served()
     problems = list(scenario.server.problems(served))
+    problems += [
+        Problem(f"client.defenses.{index}", f"{defense.kind} is unsupported: {reason}")
+        for index, defense in enumerate(scenario.client.defenses)
+        if (
+            reason := defense.unsupported(
+                served.model, prepared.facts(0, 1), splits.train.input_shape, splits.train.classes
+            )
+        )
+    ]
     try:
         model = scenario.server.model_sent(served)
     except NoTrap as lost:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from clients.defenses import DEFENSES, Defense
 from fedleak.attacks import ATTACKS, Attack
 from fedleak.data import (
     PARTITIONS,
@@ -74,7 +75,7 @@ class Federation(Section):
 
 
 class Client(Section):
-    """Local training."""
+    """Local training, and what the client does against a central party that looks."""
 
     lr: float = Field(0.1, gt=0, le=1e6, description="learning rate of local SGD")
     momentum: float = Field(0.0, ge=0, lt=1, description="SGD momentum; starts anew each round")
@@ -94,6 +95,9 @@ class Client(Section):
         0.0, ge=0, le=0.9, description="share of each client's samples kept for its evaluation"
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="where local training computes")
+    defenses: tuple[Annotated[Defense, OneOf(DEFENSES)], ...] = Field(
+        (), description="what a client does for its privacy, in this order"
+    )
 
     @property
     def steps(self) -> int | None:

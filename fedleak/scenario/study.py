@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pydantic import JsonValue, ValidationError
 
 from fedleak.errors import Problem, ScenarioError, nearest
 from fedleak.scenario.assignment import put
+from fedleak.scenario.checks import no_such_round
 from fedleak.scenario.expectations import MODEL_METRICS, Expectation
 from fedleak.scenario.loading import is_study, read_document, scenario_from
 from fedleak.scenario.matrix import (
@@ -26,7 +27,7 @@ from fedleak.scenario.matrix import (
     settings_of,
     size,
 )
-from fedleak.scenario.prepare import prepare
+from fedleak.scenario.prepare import Prepared, prepare
 from fedleak.scenario.problems import problems_of
 from fedleak.scenario.schema import Design, Scenario
 from fedleak.seeding import derive
@@ -174,8 +175,12 @@ def study_from(document: dict[str, Any]) -> Study:
     )
 
 
-def check_cells(study: Study) -> None:
+def check_cells(study: Study, on_prepared: Callable[[Prepared], object] | None = None) -> None:
     """Prepare every cell once: its data are there and its model and attacks fit them.
+
+    Args:
+        study: The study.
+        on_prepared: Called with each cell that is sound, for what else there is to check.
 
     Raises:
         ScenarioError: With the problems of all cells.
@@ -183,7 +188,9 @@ def check_cells(study: Study) -> None:
     found = _Problems(len(study.cells))
     for cell in study.cells:
         with found.of(cell.name):
-            prepare(cell.scenario)
+            prepared = prepare(cell.scenario)
+            if on_prepared is not None:
+                on_prepared(prepared)
     if problems := found.listed():
         raise ScenarioError(problems)
 
@@ -333,6 +340,8 @@ def _counterpart(
 
 def _unscored(expectation: Expectation, cell: StudyCell) -> Iterator[Problem]:
     kinds = [attack.kind for attack in cell.scenario.audit.attacks]
+    if (absent := no_such_round(expectation, cell.scenario)) is not None:
+        yield Problem("round", absent)
     if expectation.metric in MODEL_METRICS:
         if not cell.scenario.federation.evaluate:
             yield Problem("metric", "federation.evaluate is false: nothing measures the model")

@@ -55,6 +55,8 @@ class Measured:
             to a run with parameters of their own bear their digest: ``gs-1a2b3c``.
         metric: The score's name.
         layer: The layer, or None for what belongs to no layer.
+        round: The round, or None for the whole run: scores of all rounds, the global model
+            after the last one. Runs of a single round have no rows of it.
         aggregate: How the samples of a run became one value.
         repeats: Runs that have the value.
         samples: Scores of samples behind it, over all of them.
@@ -68,6 +70,7 @@ class Measured:
     attack: str | None
     metric: str
     layer: str | None
+    round: int | None
     aggregate: Aggregate
     repeats: int
     samples: int
@@ -77,8 +80,8 @@ class Measured:
     high: float | None
 
 
-_Key = tuple[str | None, str, str | None]
-"""Attack, metric, layer."""
+_Key = tuple[str | None, str, str | None, int | None]
+"""Attack, metric, layer, round."""
 
 
 @dataclass(frozen=True)
@@ -184,16 +187,19 @@ def _read_run(directory: Path, scenario: Scenario) -> _Run:
     for outcome in finished(layout):
         attack = name(outcome.cell, outcome.attack)
         if outcome.status == "done":
-            scores[attack, TIME, None].append(outcome.seconds)
+            for number in (None, outcome.round):
+                scores[attack, TIME, None, number].append(outcome.seconds)
         else:
             troubles[attack, outcome.status, outcome.reason] += 1
     for row in _read_scores(layout.results):
         if not math.isnan(row["value"]):
-            key = name(row["cell"], row["attack"]), row["metric"], row["layer"]
-            scores[key].append(row["value"])
-    for metric, value in _last_metrics(layout).items():
-        if metric in MODEL_METRICS:
-            scores[None, metric, None].append(value)
+            attack = name(row["cell"], row["attack"])
+            for number in (None, row["round"]):
+                scores[attack, row["metric"], row["layer"], number].append(row["value"])
+    for number, metrics in _model_metrics(layout).items():
+        for metric in MODEL_METRICS:
+            if metric in metrics:
+                scores[None, metric, None, number].append(metrics[metric])
     return _Run(scores, troubles, read_notes(layout))
 
 
@@ -201,27 +207,34 @@ def _read_scores(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []  # nothing was attacked
     try:
-        columns = ["cell", "attack", "metric", "layer", "value"]
+        columns = ["cell", "round", "attack", "metric", "layer", "value"]
         rows: list[dict[str, Any]] = pq.ParquetFile(path).read().select(columns).to_pylist()
     except (OSError, KeyError, pa.ArrowException) as error:
         raise CaptureError(f"{path} is damaged: {error}") from error
     return rows
 
 
-def _last_metrics(layout: RunLayout) -> Mapping[str, float]:
-    """What the central party measured after the last round."""
+def _model_metrics(layout: RunLayout) -> Mapping[int | None, Mapping[str, float]]:
+    """What the central party measured after each round; the last one stands for the run."""
     try:
         rounds = json.loads(layout.manifest.read_bytes())["rounds"]
-        metrics: Mapping[str, float] = rounds[max(rounds, key=int)]["metrics"]
+        metrics: dict[int | None, Mapping[str, float]] = {
+            int(number): rounds[number]["metrics"] for number in rounds
+        }
+        metrics[None] = rounds[max(rounds, key=int)]["metrics"]
+        return metrics
     except (OSError, ValueError, KeyError) as error:
         raise CaptureError(f"{layout.manifest} is damaged: {error}") from error
-    return metrics
 
 
 def _rows(cell: str, runs: Mapping[int, _Run]) -> Iterator[Measured]:
-    for key in dict.fromkeys(key for run in runs.values() for key in run.scores):
+    found = dict.fromkeys(key for run in runs.values() for key in run.scores)
+    several = len({key[3] for key in found} - {None}) > 1
+    for key in sorted(found, key=lambda key: key[3] or 0):
+        if key[3] is not None and not several:
+            continue
         scored = [run.scores[key] for run in runs.values() if key in run.scores]
-        attack, metric, layer = key
+        attack, metric, layer, number = key
         for how in AGGREGATES:
             values = [aggregated(scores, how) for scores in scored]
             between = interval(values)
@@ -230,6 +243,7 @@ def _rows(cell: str, runs: Mapping[int, _Run]) -> Iterator[Measured]:
                 attack=attack,
                 metric=metric,
                 layer=layer,
+                round=number,
                 aggregate=how,
                 repeats=len(values),
                 samples=sum(map(len, scored)),
@@ -255,6 +269,7 @@ def _verdict(claim: Claim, study: Study, runs: _Runs) -> dict[str, Any]:
         "measured": measured,
         "low": None if between is None else between[0],
         "high": None if between is None else between[1],
+        "repeats": len(values),
         "met": meets(claim.expectation, measured),
     }
 
@@ -273,7 +288,9 @@ def _claimed(expectation: Expectation, cell: str, study: Study, runs: _Runs) -> 
         scores = [
             value
             for attack in sorted(counted, key=str)
-            for value in run.scores.get((attack, expectation.metric, expectation.layer), ())
+            for value in run.scores.get(
+                (attack, expectation.metric, expectation.layer, expectation.round), ()
+            )
         ]
         if scores:
             values[repeat] = aggregated(scores, expectation.aggregate)
@@ -310,6 +327,7 @@ def _write_table(layout: StudyLayout, study: Study, rows: Sequence[Measured]) ->
             ("attack", pa.string()),
             ("metric", pa.string()),
             ("layer", pa.string()),
+            ("round", pa.int64()),
             ("aggregate", pa.string()),
             ("repeats", pa.int64()),
             ("samples", pa.int64()),

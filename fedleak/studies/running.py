@@ -18,7 +18,7 @@ from fedleak.captures import RunLayout, StudyLayout, write_atomic
 from fedleak.errors import FedLeakError, ResourceError
 from fedleak.federation import run as run_federation
 from fedleak.federation.resources import check_resources
-from fedleak.scenario import Scenario, Study, StudyRun, check_cells, load_study, prepare
+from fedleak.scenario import Scenario, Study, StudyRun, check_cells, load_study
 from fedleak.scenario.run_directory import new_directory, write_environment
 from fedleak.studies.aggregation import aggregate
 
@@ -93,9 +93,7 @@ def run_study(
             exists.
     """
     target = Path(runs if directory is None else directory)
-    check_cells(study)
-    for cell in study.cells:
-        check_resources(prepare(cell.scenario), target)
+    check_cells(study, lambda prepared: check_resources(prepared, target))
     root = new_directory(study.name, Path(runs), None if directory is None else Path(directory))
     layout = StudyLayout(root)
     layout.cells.mkdir()

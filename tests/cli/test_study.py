@@ -74,10 +74,10 @@ def test_run_shows_answer_expectations_and_table(fedleak: Fedleak, small: Path) 
     lines = told.out.splitlines()
     assert lines[0].startswith("2 of 2 expected values were met.")
     words = " ".join(told.out.split())
-    assert "2 cells, with 2 repeats each." in words
-    assert "batch_size = 1 median psnr ≥ 60" in words
-    head = next(line for line in lines if line.startswith("batch_size  "))
-    assert head.split()[:3] == ["batch_size", "attack", "mse"]
+    assert "2 cells, with 2 repeats each, attacked by analytic." in words
+    heads = [line.split() for line in lines if line.startswith("batch_size  ")]
+    assert heads == [["batch_size", "median", "psnr"]] * 2, "measured; published / measured"
+    assert "1 ≥ 60 / 100" in words
     assert "± half its 95 % interval (Student's t)" in words
     assert "Study: runs/small-2" in told.err
     assert "4/4" in told.err
@@ -114,9 +114,9 @@ def test_markdown(fedleak: Fedleak, small: Path) -> None:
     assert lines[0] == "## small"
     assert "fedleak run study.toml" in lines
     table = [line for line in lines if line.startswith("|")]
-    assert table[0].startswith("| cell | measured value | published | measured | difference")
+    assert table[0].startswith("| batch_size | value | published | measured | difference | met")
     assert len(table) == 4
-    assert table[2].startswith("| batch_size = 1 | median psnr | ≥ 60 |")
+    assert table[2].startswith("| 1 | median psnr | ≥ 60 |")
     assert table[2].endswith("| yes | Table 7 |")
     assert fedleak("report", "tiny", "--markdown").code == 2
 
@@ -137,7 +137,7 @@ def test_a_stopped_study_goes_on_given_its_directory(fedleak: Fedleak, small: Pa
     assert "2 of 4 runs finished, 2 not run yet." in " ".join(told.out.split())
     told = fedleak("run", "small")
     assert told.code == 0
-    assert "2 cells, with 2 repeats each." in told.out
+    assert "2 cells, with 2 repeats each, attacked by analytic." in told.out
     refused = fedleak("run", "small", "--set", "repeats=3")
     assert refused.code == 2
     assert "goes on as it is" in refused.words
@@ -156,7 +156,7 @@ def test_a_failed_run_sets_the_exit_code(
     told = fedleak("run", "small")
     assert told.code == 7
     assert "1 run failed; `fedleak run small` tries again" in told.words
-    assert "3 of 4 runs finished, 1 failed" in told.out
+    assert "3 of 4 runs finished, 1 failed" in " ".join(told.out.split())
     assert "client.batch_size=2 failed: ZeroDivisionError: a bug" in " ".join(told.out.split())
 
 

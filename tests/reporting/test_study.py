@@ -21,7 +21,7 @@ from fedleak.errors import CaptureError, ResourceError
 from fedleak.reporting import report, study_markdown, study_report
 from fedleak.reporting.study import read_study
 from fedleak.reporting.study.figures import figures
-from fedleak.reporting.study.tables import with_interval
+from fedleak.reporting.study.tables import plus_minus, telling_keys, with_interval
 
 Build = Callable[..., Path]
 
@@ -29,18 +29,22 @@ Build = Callable[..., Path]
 def expected(cell: str, value: float, measured: float | None, **more: Any) -> dict[str, Any]:
     return {
         "metric": "psnr", "aggregate": "mean", "comparison": "==", "value": value,
-        "measured": measured, "met": measured == value, "cell": cell, **more,
+        "measured": measured, "met": measured == value, "cell": cell, "repeats": 2, **more,
     }  # fmt: skip
 
 
 @pytest.fixture
 def build(tmp_path: Path) -> Build:
-    """Writes a study with a batch size for each of ``psnr``: (mean, low, high)."""
+    """Writes a study with a batch size for each of ``psnr``: (mean, low, high).
+
+    ``accuracies`` are those of its cells by round.
+    """
 
     def make(
         psnr: Sequence[tuple[float, float | None, float | None]] = ((40.0, 38.0, 42.0), (9, 8, 10)),
         settings: Callable[[int], dict[str, str]] = lambda i: {"client.batch_size": str(2**i)},
         metrics: Sequence[str] = ("psnr",),
+        accuracies: Sequence[Sequence[float]] = (),
         **summary: Any,
     ) -> Path:
         layout = StudyLayout(tmp_path / "study")
@@ -60,17 +64,26 @@ def build(tmp_path: Path) -> Build:
         layout.summary.write_text(json.dumps(content | summary))
         rows = [
             {
-                "cell": name, "attack": "gs", "metric": metric, "layer": None, "aggregate": how,
-                "repeats": 2, "samples": 4, "mean": float(mean), "low": low, "high": high,
-                "sd": None if low is None else 1.0,
+                "cell": name, "attack": "gs", "metric": metric, "layer": None, "round": None,
+                "aggregate": how, "repeats": 2, "samples": 4, "mean": float(mean), "low": low,
+                "high": high, "sd": None if low is None else 1.0,
             }
             for name, (mean, low, high) in zip(names, psnr, strict=True)
             for metric in metrics
             for how in ("mean", "median")
         ]  # fmt: skip
+        rows += [
+            {
+                "cell": name, "attack": None, "metric": "accuracy", "layer": None,
+                "round": number, "aggregate": "mean", "repeats": 2, "samples": 2,
+                "mean": each[(number or 0) - 1], "sd": None, "low": None, "high": None,
+            }
+            for name, each in zip(names, accuracies, strict=False)
+            for number in (None, *range(1, len(each) + 1))
+        ]  # fmt: skip
         schema = pa.schema(
             [(n, pa.string()) for n in ("cell", "attack", "metric", "layer", "aggregate")]
-            + [(n, pa.int64()) for n in ("repeats", "samples")]
+            + [(n, pa.int64()) for n in ("round", "repeats", "samples")]
             + [(n, pa.float64()) for n in ("mean", "sd", "low", "high")]
         )
         pq.write_table(pa.Table.from_pylist(rows, schema), layout.table)
@@ -93,18 +106,78 @@ def drawings(place: Path) -> list[str]:
     return [base64.b64decode(text).decode() for text in found]
 
 
-def test_the_answer_then_expectations_then_the_table(build: Build) -> None:
-    place = build(expectations=[expected("cell-0", 40.0, 40.0), expected("cell-1", 12.0, 9.0)])
+def test_the_answer_then_the_misses_then_the_table(build: Build) -> None:
+    place = build(
+        [(40.0, 38.0, 42.0), (9, 8, 10), (1, None, None)],
+        expectations=[
+            expected("cell-0", 40.0, 40.0),
+            expected("cell-1", 12.0, 9.0, tolerance=2.0),
+            expected("cell-2", 4.0, 1.0, tolerance=0.5),
+        ],
+    )
     lines = printed(place)
-    assert lines[0].startswith("1 of 2 expected values were met. Most leaked at batch_size = 1:")
-    missed = next(i for i, line in enumerate(lines) if " NO" in line)
-    assert lines[missed].split() == [
-        "batch_size", "=", "2", "mean", "psnr", "=", "12", "9", "−3", "NO",
-    ]  # fmt: skip
-    assert "yes" in lines[missed + 1], "misses come first"
+    assert lines[0].startswith("1 of 3 expected values were met. Most leaked at batch_size = 1:")
+    missed = lines.index("Missed worst:")
+    assert lines[missed + 1 : missed + 3] == [
+        "  psnr at batch_size = 4: 1, expected 4 ± 0.5",
+        "  psnr at batch_size = 2: 9, expected 12 ± 2",
+    ]
     rows = [line.split() for line in lines]
-    assert ["1", "gs", "40", "±", "2"] in rows
-    assert ["2", "gs", "9", "±", "1"] in rows
+    table = rows.index(["batch_size", "psnr"])
+    assert rows[table + 1 : table + 4] == [
+        ["1", "40.0", "±", "2.0"],
+        ["2", "9.0", "±", "1.0"],
+        ["4", "1"],
+    ]
+    assert rows.index(["1", "40", "/", "40"]) > table
+    assert ["2", "12", "/", "9", "NO"] in rows
+    assert sum(line.startswith("batch_size") for line in lines) == 2, "a row is a cell"
+
+
+def paper(i: int) -> dict[str, str]:
+    """Two data sets, two values of s; kind, root and path vary together."""
+    data = (
+        {"data.kind": "mnist", "data.root": "data/mnist"},
+        {"data.kind": "npz", "data.path": "data/cifar10/a-very-long-name.npz"},
+    )[i // 2]
+    return {**data, "model.kind": "mlp", "server.scaling": ("0.5", "0.7")[i % 2]}
+
+
+def test_keys_that_tell_nothing_are_no_columns(build: Build) -> None:
+    place = build([(1, None, None)] * 4, settings=paper)
+    rows = [line.split() for line in printed(place)]
+    assert ["data.kind", "scaling", "psnr"] in rows
+    assert ["npz", "0.7", "1"] in rows
+    assert "data/" not in " ".join(printed(place)) + study_markdown(place)
+
+
+def test_a_kind_says_what_a_path_before_it_says(build: Build) -> None:
+    def turned(i: int) -> dict[str, str]:
+        return dict(reversed(paper(i).items()))
+
+    results = read_study(build([(1, None, None)] * 4, settings=turned))
+    assert telling_keys(results) == ["server.scaling", "data.kind"]
+
+
+def test_paths_stay_where_the_kind_does_not_tell_them_apart(build: Build) -> None:
+    results = read_study(build(settings=lambda i: {"data.kind": "npz", "data.path": f"{i}.npz"}))
+    assert telling_keys(results) == ["data.path"]
+
+
+def test_only_metrics_that_are_expected_are_columns(build: Build) -> None:
+    metrics = ["mse", "psnr", "ssim", "extraction-recall", "seconds"]
+    assert ["batch_size", "psnr", "ssim", "extraction-recall"] in [
+        line.split() for line in printed(build(metrics=metrics))
+    ], "the main ones"
+
+
+def test_what_an_expectation_mentions_is_a_column(build: Build) -> None:
+    place = build(
+        metrics=["psnr", "mse"], expectations=[expected("cell-0", 1.0, 40.0, metric="mse")]
+    )
+    lines = printed(place)
+    assert ["batch_size", "mse"] in [line.split() for line in lines]
+    assert "PSNR" not in lines[0]
 
 
 def test_many_metrics_are_cut_into_tables_of_80_columns(build: Build) -> None:
@@ -112,13 +185,46 @@ def test_many_metrics_are_cut_into_tables_of_80_columns(build: Build) -> None:
     lines = printed(build(metrics=metrics))
     heads = [line for line in lines if line.startswith("batch_size ")]
     assert len(heads) > 1
-    assert [word for head in heads for word in head.split()[2:]] == metrics
+    assert [word for head in heads for word in head.split()[1:]] == metrics
+
+
+def test_where_published_values_do_not_fit_the_missed_ones_are_listed(build: Build) -> None:
+    metrics = [f"metric-number-{i}" for i in range(9)]
+    claims = [expected("cell-0", 40.0, 40.0, metric=name) for name in metrics]
+    place = build(metrics=metrics, expectations=[*claims, expected("cell-1", 8.0, 9.0)])
+    rows = [line.split() for line in printed(place)]
+    assert ["batch_size", "missed", "published", "measured"] in rows
+    assert ["2", "psnr", "8", "9"] in rows
+    assert not any("/" in row for row in rows)
+    assert study_markdown(place).count("| yes |") == 9
 
 
 def test_values_in_words(build: Build) -> None:
     (value, *_) = read_study(build([(1.0, None, None)])).values
     assert with_interval(value) == "1"
     assert with_interval(None) == "–"
+    assert plus_minus(0.14836, 0.14525, 0.15147) == "0.1484 ± 0.0031"
+    assert plus_minus(-40.26, -52.26, -28.26) == "−40 ± 12"
+    assert plus_minus(0.5, 0.5, 0.5) == "0.5", "without any spread"
+
+
+def test_the_model_over_rounds(build: Build) -> None:
+    courses = [[n / 100 for n in range(30)], [0.5] * 30]
+    place = build(
+        accuracies=courses,
+        expectations=[expected("cell-0", 0.04, 0.04, metric="accuracy", round=5)],
+    )
+    lines = printed(place)
+    start = lines.index("accuracy after round")
+    head, first, second = (line.split() for line in lines[start + 1 : start + 4])
+    assert head[0] == "batch_size" and head[-1] == "30" and 4 < len(head) < 15
+    assert [float(word) for word in first[1:]] == [courses[0][int(n) - 1] for n in head[1:]]
+    assert set(second[1:]) == {"0.500"}
+    assert any(line.split() == ["batch_size", "accuracy", "in", "round", "5"] for line in lines)
+    assert "| 1 | accuracy in round 5 | 0.04 |" in study_markdown(place)
+    titles = [figure.title for figure in figures(read_study(place))]
+    assert titles[0] == "mean accuracy over round"
+    assert "batch_size = 1, published" in drawings(place)[0]
 
 
 def test_a_figure_for_each_metric_over_the_numeric_key(build: Build) -> None:
@@ -145,7 +251,9 @@ def test_a_figure_for_each_metric_over_the_numeric_key(build: Build) -> None:
 def test_a_difference_of_two_cells_is_not_drawn_at_one_of_them(build: Build) -> None:
     place = build(expectations=[expected("cell-0", 31.0, 31.0, minus="cell-1")])
     assert "published" not in drawings(place)[0]
-    assert any(line.startswith("batch_size = 1 minus batch_size") for line in printed(place))
+    words = " ".join(" ".join(printed(place)).split())
+    assert "psnr minus batch_size = 2" in words
+    assert "| 1 | psnr minus batch_size = 2 | 31 | 31 |" in study_markdown(place)
 
 
 def test_without_a_numeric_key_cells_stand_side_by_side(build: Build) -> None:
@@ -166,7 +274,8 @@ def test_the_page_needs_nothing_from_outside_and_escapes(build: Build) -> None:
     assert "fedleak run &lt;s&gt;.toml" in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     order = [page.index(part) for part in (
-        "<h1>", "A &lt;note&gt;.", "Published and measured</h2>", "Figures</h2>", "Every value</h2>"
+        "<h1>", "A &lt;note&gt;.", "Cells</h2>", "Published and measured</h2>",
+        "Figures</h2>", "Every value</h2>",
     )]  # fmt: skip
     assert order == sorted(order)
 
@@ -193,10 +302,24 @@ def test_markdown_of_a_study_without_expectations(build: Build) -> None:
     lines = study_markdown(build(notes=["Mind this."])).splitlines()
     assert "Mind this." in lines
     assert [line for line in lines if line.startswith("|")] == [
-        "| batch_size | attack | psnr |",
-        "| --- | --- | --- |",
-        "| 1 | gs | 40 ± 2 |",
-        "| 2 | gs | 9 ± 1 |",
+        "| batch_size | psnr |",
+        "| --- | --- |",
+        "| 1 | 40.0 ± 2.0 |",
+        "| 2 | 9.0 ± 1.0 |",
+    ]
+
+
+def test_markdown_of_published_values(build: Build) -> None:
+    claim = expected("cell-1", 12.0, 9.0, low=8.0, high=10.0, tolerance=2.0, source="Table 1")
+    place = build(expectations=[claim, expected("cell-0", 40.0, 40.0, repeats=1)])
+    text = study_markdown(place)
+    assert "fedleak run <s>.toml" in text
+    assert "Mean over 2 repeats ± half its 95 % interval" in text
+    assert [line for line in text.splitlines() if line.startswith("|")] == [
+        "| batch_size | value | published | tolerance | measured | difference | met | source |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| 2 | psnr | 12 | ± 2 | 9.0 ± 1.0 | −3 | **no** | Table 1 |",
+        "| 1 | psnr | 40 |  | 40 (n = 1) | 0 | yes |  |",
     ]
 
 

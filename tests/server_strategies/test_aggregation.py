@@ -18,7 +18,7 @@ def test_every_name_has_a_strategy():
 
 def test_parameters_reach_the_strategy():
     strategy = Aggregation(kind="fedadam", parameters={"eta": 0.3, "tau": 0.01}).build(
-        clients=4, evaluate=True
+        evaluate=True
     )
     assert isinstance(strategy, FedAdam)
     assert (strategy.eta, strategy.tau, strategy.fraction_evaluate) == (0.3, 0.01, 1.0)
@@ -45,9 +45,7 @@ def test_fedprox_tells_its_clients_the_proximal_weight(grid):
 
     from .conftest import arrays
 
-    strategy = Aggregation(kind="fedprox", parameters={"proximal_mu": 0.7}).build(
-        clients=3, evaluate=False
-    )
+    strategy = Aggregation(kind="fedprox", parameters={"proximal_mu": 0.7}).build(evaluate=False)
     assert isinstance(strategy, FedProx)
     messages = list(strategy.configure_train(1, arrays(w=[1.0]), ConfigRecord(), grid))
     assert messages[0].content["config"]["proximal-mu"] == 0.7

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Error, Message
 from flwr.serverapp.strategy import FedAvg
 
 from fedleak.errors import QuorumLost
@@ -136,3 +136,15 @@ def test_a_client_with_another_version_is_refused_and_both_versions_are_named(gr
         assert f"{name} {ours[name]}, the server has {name} {theirs[name]}" in str(lost.value)
     assert len(strategy.roster.refused) == 3
     assert not strategy.roster
+
+
+def test_what_a_superlink_says_of_a_dead_node_in_its_own_name_stands_last(grid):
+    strategy = sampler(per_round=3)
+    messages = list(strategy.configure_train(1, arrays(**START), ConfigRecord(), grid))
+    replies = list(grid.send_and_receive(messages[1:]))
+    dead = Message(Error(code=5, reason="Node unavailable"), reply_to=messages[0])
+    dead.metadata.__dict__["_src_node_id"] = 1
+    seen = []
+    strategy.inner.aggregate_train = lambda round, given: (seen.extend(given), (None, None))[1]
+    strategy.aggregate_train(1, [dead, *replies])
+    assert [id(reply) for reply in seen] == [id(reply) for reply in (*replies, dead)]

@@ -15,7 +15,7 @@ import tomli_w
 from fedleak.auditor.cells import Cell
 from fedleak.auditor.ledger import write_ledger
 from fedleak.captures import RunLayout, StudyLayout
-from fedleak.errors import CaptureError
+from fedleak.errors import CaptureError, ScenarioError
 from fedleak.scenario import load_study
 from fedleak.studies import aggregate
 from fedleak.studies.aggregation import Measured, interval
@@ -43,28 +43,33 @@ class Written:
         layer: str | None = None,
         accuracy: float | None = None,
         failed: str = "",
+        rounds: int = 1,
     ) -> None:
         (scenario,) = (c.scenario for c in self.study.cells if c.name == cell)
         layout = RunLayout(self.layout.run(cell, repeat))
         layout.cells.mkdir(parents=True)
         metrics = {} if accuracy is None else {"accuracy": accuracy, "clients/train_loss": 1.0}
-        rounds = {"1": {"metrics": {"accuracy": 0.0}}, "2": {"metrics": metrics}}
-        layout.manifest.write_text(json.dumps({"rounds": rounds}))
-        name = Cell(1, "client-000", scenario.audit.attacks[0], {}).name
-        outcome = {
-            "cell": name, "round": 1, "client": "client-000", "attack": "analytic",
-            "parameters": {}, "status": "failed" if failed else "done", "reason": failed,
-            "seconds": 2.0 + repeat, "samples": len(psnr),
-        }  # fmt: skip
-        (layout.cells / f"{name}.json").write_text(json.dumps(outcome))
-        common = {"cell": name, "round": 1, "client": "client-000", "attack": "analytic"}
-        write_ledger(
-            layout.results,
-            [
-                {**common, "sample": i, "match": i, "metric": "psnr", "value": v, "layer": layer}
-                for i, v in enumerate(psnr)
-            ],
-        )
+        measured = {str(n): {"metrics": {**metrics, "accuracy": n / 10}} for n in range(1, rounds)}
+        measured[str(rounds)] = {"metrics": metrics}
+        layout.manifest.write_text(json.dumps({"rounds": measured}))
+        rows = []
+        # The values go round by round: of two rounds the first has every other one.
+        for number in range(1, rounds + 1):
+            name = Cell(number, "client-000", scenario.audit.attacks[0], {}).name
+            outcome = {
+                "cell": name, "round": number, "client": "client-000", "attack": "analytic",
+                "parameters": {}, "status": "failed" if failed else "done", "reason": failed,
+                "seconds": 2.0 + repeat, "samples": len(psnr),
+            }  # fmt: skip
+            (layout.cells / f"{name}.json").write_text(json.dumps(outcome))
+            rows += [
+                {
+                    "cell": name, "round": number, "client": "client-000", "attack": "analytic",
+                    "sample": i, "match": i, "metric": "psnr", "value": v, "layer": layer,
+                }
+                for i, v in enumerate(psnr[number - 1 :: rounds])
+            ]  # fmt: skip
+        write_ledger(layout.results, rows)
         state = {"status": "done", "reason": "", "seconds": 1.0}
         self.layout.outcome(cell, repeat).write_text(json.dumps(state))
 
@@ -78,8 +83,15 @@ def written(tiny: Tiny, tmp_path: Path) -> Callable[..., Written]:
     return lambda **tables: Written(tmp_path / "study", tiny(**tables))
 
 
-def value(rows: Sequence[Measured], cell: str, metric: str, aggregate: str = "mean") -> Measured:
-    (row,) = (r for r in rows if (r.cell, r.metric, r.aggregate) == (cell, metric, aggregate))
+def value(
+    rows: Sequence[Measured],
+    cell: str,
+    metric: str,
+    aggregate: str = "mean",
+    round: int | None = None,
+) -> Measured:
+    wanted = cell, metric, aggregate, round
+    (row,) = (r for r in rows if (r.cell, r.metric, r.aggregate, r.round) == wanted)
     return row
 
 
@@ -124,6 +136,57 @@ def test_one_repeat_has_no_interval(written: Callable[..., Written]) -> None:
     assert value(rows, ONE, "seconds").mean == 2
     assert {row.metric for row in rows} == {"psnr", "accuracy", "seconds"}
     assert {row.cell for row in rows} == {ONE}, "the other cell was not run"
+
+
+def test_each_round_has_rows_of_its_own(written: Callable[..., Written]) -> None:
+    study = written(repeats=2, federation={"clients": 2, "rounds": 3})
+    study.run(ONE, 0, [10.0, 20.0, 60.0], accuracy=0.5, rounds=3)
+    study.run(ONE, 1, [20.0, 30.0, 40.0], accuracy=0.75, rounds=3)
+    study.run(TWO, 0, [10.0], accuracy=0.5, rounds=1)
+    rows = aggregate(study.root)
+    accuracies = [value(rows, ONE, "accuracy", round=number).mean for number in (1, 2, 3, None)]
+    assert accuracies == pytest.approx([0.1, 0.2, 0.625, 0.625]), "the last stands for the run"
+    scored = [value(rows, ONE, "psnr", round=number).mean for number in (1, 2, 3, None)]
+    assert scored == pytest.approx([15, 25, 50, 30])
+    assert value(rows, ONE, "psnr", round=1).samples == 2
+    assert {row.round for row in rows if row.cell == TWO} == {None}, "one round is the whole run"
+    column = pq.ParquetFile(study.layout.table).read()["round"]
+    assert set(column.to_pylist()) == {None, 1, 2, 3}
+
+
+def test_an_expectation_may_name_a_round(written: Callable[..., Written]) -> None:
+    common = {"comparison": "==", "where": {"client.batch_size": 1}}
+    study = written(
+        federation={"clients": 2, "rounds": 2},
+        expect=[
+            {**common, "metric": "accuracy", "value": 0.1, "round": 1},
+            {**common, "metric": "accuracy", "value": 0.5},
+            {**common, "metric": "psnr", "value": 40.0, "round": 2},
+        ],
+    )
+    study.run(ONE, 0, [10.0, 40.0], accuracy=0.5, rounds=2)
+    aggregate(study.root)
+    told = study.summary()["expectations"]
+    assert [(e["round"], e["measured"], e["met"], e["repeats"]) for e in told] == [
+        (1, 0.1, True, 1), (None, 0.5, True, 1), (2, 40.0, True, 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"metric": "accuracy", "round": 3}, "no round 3; federation.rounds is 2"),
+        ({"metric": "psnr", "round": 2}, r"round 2 is not among audit\.rounds \(1\)"),
+    ],
+)
+def test_a_round_that_is_not_there_is_refused(tiny: Tiny, more: Any, said: str) -> None:
+    audit = {"attacks": [{"kind": "analytic"}], "rounds": [1]}
+    expected = {"comparison": "==", "value": 1.0, **more}
+    federation = {"clients": 2, "rounds": 2}
+    with pytest.raises(ScenarioError, match=said):
+        load_study(tiny(federation=federation, audit=audit, expect=[expected]))
+    expected["metric"], expected["round"] = "accuracy", 2  # not audited, but measured
+    assert load_study(tiny(federation=federation, audit=audit, expect=[expected])).claims
 
 
 def test_the_table_has_the_keys_as_columns(written: Callable[..., Written]) -> None:

@@ -1,4 +1,4 @@
-"""The figures of a study: each metric over the matrix's numeric key.
+"""The figures of a study: each metric over the matrix's numeric key, the model's over rounds.
 
 Matplotlib draws them as SVG: some ten kilobytes each, in a page that needs neither
 scripts nor a network. A plotting library in the page itself would add megabytes and ask
@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from fedleak.reporting.results import Expectation
 from fedleak.reporting.study.results import StudyCell, StudyResults, Value
-from fedleak.reporting.study.tables import finite, metric_aggregates
+from fedleak.reporting.study.tables import (
+    Course,
+    courses,
+    finite,
+    metric_aggregates,
+    place,
+    telling_keys,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,11 +76,13 @@ class _Point:
 
 
 def figures(results: StudyResults) -> list[Figure]:
-    """One figure for each metric that has a finite value."""
+    """The model over rounds; then one figure for each metric that has a finite value."""
+    drawn = [
+        _draw(results, c.metric, "mean", "round", _by_round(results, c)) for c in courses(results)
+    ]
     if len(results.cells) < 2:
-        return []
+        return drawn
     key = _axis(results)
-    drawn = []
     for metric, aggregate in metric_aggregates(results).items():
         series = _series(results, metric, aggregate, key)
         if series:
@@ -85,7 +94,7 @@ def _axis(results: StudyResults) -> str | None:
     """The numeric key with the most values; of several the one that varies fastest."""
     sizes = {
         key: len(set(numbers.values()))
-        for key in results.keys
+        for key in telling_keys(results)
         if (numbers := results.numbers(key)) is not None
     }
     best = max(sizes.values(), default=0)
@@ -101,7 +110,7 @@ def _series(
     places = (results.numbers(key) if key is not None else None) or order
     chosen = [
         value
-        for value in results.values
+        for value in results.overall
         if value.metric == metric
         and value.aggregate == aggregate
         and finite(value.mean)
@@ -120,15 +129,31 @@ def _series(
 
 def _settings(results: StudyResults, cell: StudyCell, but: str) -> list[str]:
     return [
-        f"{results.short_keys[key]} = {words}" for key, words in cell.settings.items() if key != but
+        f"{results.short_keys[key]} = {cell.settings[key]}"
+        for key in telling_keys(results)
+        if key != but and key in cell.settings
     ]
+
+
+def _by_round(results: StudyResults, course: Course) -> dict[str, list[_Point]]:
+    """A series for each cell."""
+    return {
+        place(results, cell): [
+            _Point(float(number), value, _expected(results, value))
+            for number, value in sorted(course.cells[cell.name].items())
+            if finite(value.mean)
+        ]
+        for cell in results.cells
+        if cell.name in course.cells
+    }
 
 
 def _expected(results: StudyResults, value: Value) -> Expectation | None:
     for expected in results.expectations:
         if (
-            (expected.cell, expected.metric, expected.layer, expected.aggregate)
-            == (value.cell, value.metric, value.layer, value.aggregate)
+            (expected.cell, expected.metric, expected.layer, expected.round)
+            == (value.cell, value.metric, value.layer, value.round)
+            and (value.attack is None or expected.aggregate == value.aggregate)
             and expected.attack in (None, value.attack)
             and expected.minus is None
         ):
@@ -161,7 +186,7 @@ def _draw(
                 axes.set_xscale("log")
         else:
             axes.set_xlabel("cell")
-            names = [", ".join(cell.settings.values()) for cell in results.cells]
+            names = [place(results, cell) for cell in results.cells]
             if len(names) <= MOST_NAMES:
                 axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
         handles, labels = axes.get_legend_handles_labels()

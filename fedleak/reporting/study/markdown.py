@@ -6,21 +6,27 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fedleak.reporting import text
-from fedleak.reporting.study.results import read_study
+from fedleak.reporting.study.comparison import compared
+from fedleak.reporting.study.results import StudyResults, read_study
 from fedleak.reporting.study.tables import (
     answer,
+    columns,
+    courses,
     extent,
     failures,
     lines,
-    metrics,
     note_on_intervals,
-    place,
+    row_heads,
+    settings,
     with_interval,
+    worst_missed,
 )
+
+_Table = tuple[list[str], list[list[str]]]
 
 
 def study_markdown(directory: Path) -> str:
-    """Published and measured values, or else all that was measured, and the command.
+    """Published and measured values, or else the main ones measured, and the command.
 
     Args:
         directory: The study's directory.
@@ -33,39 +39,60 @@ def study_markdown(directory: Path) -> str:
     parts = [f"## {results.name}"]
     if command := results.environment.get("command"):
         parts.append(f"```\n{command}\n```")
-    parts.append(f"{answer(results)} {extent(results)}")
+    parts.append(f"{answer(results)} {extent(results)} {note_on_intervals(results)}")
+    if missed := worst_missed(results):
+        parts.append("\n".join(["Missed worst:", "", *(f"- {said}" for said in missed)]))
     parts += results.notes
-    if results.expectations:
-        cells = {cell.name: place(results, cell) for cell in results.cells}
-        head = ["cell", "measured value", "published", "measured", "difference", "met", "source"]
-        rows = [
-            [
-                cells[e.cell] + (f", minus {cells[e.minus]}" if e.minus else ""),
-                e.subject,
-                text.requirement(e.comparison, e.value, e.tolerance),
-                text.plain(e.measured),
-                text.plain(e.difference),
-                "yes" if e.met else "**no**",
-                e.source,
-            ]
-            for e in results.expectations
-        ]
-    else:
-        names = metrics(results)
-        head = [*results.short_keys.values(), "attack", "layer", *names]
-        rows = [
-            [
-                *(line.cell.settings.get(key, "") for key in results.keys),
-                line.attack or "",
-                line.layer or "",
-                *(with_interval(line.values.get(name)) for name in names),
-            ]
-            for line in lines(results)
-        ]
-        parts.append(note_on_intervals(results))
-    parts.append(_table(head, rows))
+    parts.append(_table(*(_published(results) if results.expectations else _measured(results))))
+    parts += [_table(*table) for table in _over_rounds(results)]
     parts += [f"- {said} ({text.count(count, 'time')})" for said, count in failures(results)]
     return "\n\n".join(parts) + "\n"
+
+
+def _published(results: StudyResults) -> _Table:
+    told = compared(results)
+    keys = list(settings(results, results.cells[0]))
+    head = [*keys, "value", "published", "tolerance", "measured", "difference", "met", "source"]
+    rows = [
+        [
+            *settings(results, each.cell).values(),
+            each.what,
+            each.published,
+            each.tolerance,
+            each.measured,
+            each.difference,
+            "yes" if each.expectation.met else "**no**",
+            each.expectation.source,
+        ]
+        for each in told
+    ]
+    return head, rows
+
+
+def _measured(results: StudyResults) -> _Table:
+    table, shown = lines(results), columns(results)
+    heads = row_heads(results, table)
+    head = [*(name for name, _ in heads), *(column.head for column in shown)]
+    rows = [
+        [*(cells[i] for _, cells in heads), *(with_interval(c.of(line)) for c in shown)]
+        for i, line in enumerate(table)
+    ]
+    return head, rows
+
+
+def _over_rounds(results: StudyResults) -> Iterable[_Table]:
+    for course in courses(results):
+        cells = [cell for cell in results.cells if cell.name in course.cells]
+        keys = list(settings(results, cells[0]))
+        head = [*keys, *(f"{course.metric} after round {n}" for n in course.rounds)]
+        rows = [
+            [
+                *settings(results, cell).values(),
+                *(with_interval(course.cells[cell.name].get(n)) for n in course.rounds),
+            ]
+            for cell in cells
+        ]
+        yield head, rows
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -5,9 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedleak.reporting.page import fill, put_page
+from fedleak.reporting.study.comparison import compared
 from fedleak.reporting.study.figures import MOST_SERIES, figures
 from fedleak.reporting.study.results import read_study
-from fedleak.reporting.study.tables import answer, extent, failures, place
+from fedleak.reporting.study.tables import (
+    answer,
+    columns,
+    extent,
+    failures,
+    lines,
+    note_on_intervals,
+    row_heads,
+    settings,
+    with_interval,
+    worst_missed,
+)
 
 
 def write_study_page(directory: Path) -> Path:
@@ -21,15 +33,28 @@ def write_study_page(directory: Path) -> Path:
         CaptureError: A file of it is damaged; the message names the file.
     """
     results = read_study(directory)
+    table, shown = lines(results), columns(results)
+    heads = row_heads(results, table)
     page = fill(
         "study/page.html.j2",
         results=results,
         title=results.layout.root.resolve().name,
         answer=answer(results),
         extent=extent(results),
-        missed=any(not expectation.met for expectation in results.expectations),
-        places={cell.name: place(results, cell) for cell in results.cells},
-        cells={cell.name: cell for cell in results.cells},
+        missed=worst_missed(results),
+        heads=[head for head, _ in heads],
+        columns=[column.head for column in shown],
+        rows=[
+            (
+                [cells[i] for _, cells in heads],
+                [with_interval(column.of(line)) for column in shown],
+            )
+            for i, line in enumerate(table)
+        ],
+        note=note_on_intervals(results),
+        compared=compared(results),
+        keys=list(settings(results, results.cells[0])),
+        settings={cell.name: list(settings(results, cell).values()) for cell in results.cells},
         failures=failures(results),
         figures=figures(results),
         most_series=MOST_SERIES,

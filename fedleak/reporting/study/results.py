@@ -57,6 +57,7 @@ class _Summary(Stored):
 class Value:
     """One row of ``study.parquet``: a metric of a cell over its repeats.
 
+    ``round`` is None for the whole run, of the global model's metrics after its last round.
     ``sd``, ``low`` and ``high`` are None for a single repeat.
     """
 
@@ -64,6 +65,7 @@ class Value:
     attack: str | None
     metric: str
     layer: str | None
+    round: int | None
     aggregate: str
     repeats: int
     samples: int
@@ -106,6 +108,11 @@ class StudyResults:
     def count(self, status: str) -> int:
         """Number of runs with a status."""
         return sum(run.status == status for cell in self.cells for run in cell.runs)
+
+    @cached_property
+    def overall(self) -> tuple[Value, ...]:
+        """The values over whole runs."""
+        return tuple(value for value in self.values if value.round is None)
 
     @cached_property
     def short_keys(self) -> dict[str, str]:

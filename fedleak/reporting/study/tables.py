@@ -1,17 +1,24 @@
-"""The tables of a study: one line per cell and attack, and the answer in a sentence."""
+"""The table of a study: a row per cell, the keys that tell cells apart, the metrics asked for."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedleak.reporting import text
+from fedleak.reporting.results import Expectation
 from fedleak.reporting.study.results import StudyCell, StudyResults, Value
 
-_MODEL = ("accuracy", "loss")
+_MAIN = ("psnr", "ssim", "label-accuracy", "extraction-recall", "accuracy")
+"""What is shown of a study that expects nothing in particular."""
 _LAST = ("loss", "seconds")
+_MOST_DECIMALS = 4
+_WORST = 3
+
+_Measure = tuple[str, str, int | None]
+"""Metric, aggregate, round."""
 
 
 @dataclass(frozen=True)
@@ -22,23 +29,73 @@ class Line:
         cell: The cell.
         attack: None where nothing was attacked.
         layer: None for what belongs to no layer.
-        values: By metric.
+        values: Over the whole run or a single round, by metric, aggregate and round.
     """
 
     cell: StudyCell
     attack: str | None
     layer: str | None
-    values: Mapping[str, Value]
+    values: Mapping[_Measure, Value]
 
 
-def lines(results: StudyResults, aggregate: str = "mean") -> list[Line]:
+@dataclass(frozen=True)
+class Column:
+    """One metric of the table.
+
+    Attributes:
+        metric: Its name.
+        aggregate: How the samples of a run became one value.
+        round: None for the whole run.
+        head: All that in words; the aggregate only where it makes a difference.
+    """
+
+    metric: str
+    aggregate: str
+    round: int | None
+    head: str
+
+    def of(self, line: Line) -> Value | None:
+        """The line's value."""
+        return line.values.get((self.metric, self.aggregate, self.round))
+
+
+def telling_keys(results: StudyResults) -> list[str]:
+    """The matrix's keys that are needed to tell its cells apart.
+
+    A key goes whose value follows from those to its left, or from the kind that stands in
+    the same table: a path says nothing that ``data.kind`` does not say as well.
+    """
+    kept: list[str] = []
+    for key in results.keys:
+        kind = f"{key.rpartition('.')[0]}.kind"
+        told = kind in results.keys and kind != key and _follows(results, key, [kind])
+        if not told and not _follows(results, key, kept):
+            kept.append(key)
+    return kept
+
+
+def _follows(results: StudyResults, key: str, given: Sequence[str]) -> bool:
+    """Whether the cells' values of some keys leave no choice for another."""
+    known: dict[tuple[str | None, ...], str | None] = {}
+    for cell in results.cells:
+        value = cell.settings.get(key)
+        if known.setdefault(tuple(cell.settings.get(g) for g in given), value) != value:
+            return False
+    return True
+
+
+def settings(results: StudyResults, cell: StudyCell) -> dict[str, str]:
+    """What sets a cell apart: values by shortened key; ``""`` for a key that it lacks."""
+    return {results.short_keys[key]: cell.settings.get(key, "") for key in telling_keys(results)}
+
+
+def lines(results: StudyResults) -> list[Line]:
     """The table in the matrix's order. What the global model reached stands in each line
     of its cell."""
-    found: dict[tuple[str, str | None, str | None], dict[str, Value]] = {}
+    found: dict[tuple[str, str | None, str | None], dict[_Measure, Value]] = {}
     for value in results.values:
-        if value.aggregate == aggregate:
-            key = value.cell, value.attack, value.layer
-            found.setdefault(key, {})[value.metric] = value
+        group = found.setdefault((value.cell, value.attack, value.layer), {})
+        group[value.metric, value.aggregate, value.round] = value
     table = []
     for cell in results.cells:
         model = found.get((cell.name, None, None), {})
@@ -47,6 +104,24 @@ def lines(results: StudyResults, aggregate: str = "mean") -> list[Line]:
         if not attacked:
             table.append(Line(cell, None, None, model))
     return table
+
+
+def row_heads(results: StudyResults, table: Sequence[Line]) -> list[tuple[str, list[str]]]:
+    """The columns that say what a line is about: head and cells. What is the same in all
+    lines is no column; `extent` names the attack."""
+    columns = [
+        (key, [settings(results, line.cell)[key] for line in table])
+        for key in (results.short_keys[key] for key in telling_keys(results))
+    ]
+    columns += [
+        (head, cells)
+        for head, cells in (
+            ("attack", [line.attack or "" for line in table]),
+            ("layer", [line.layer or "" for line in table]),
+        )
+        if len(set(cells)) > 1
+    ]
+    return columns
 
 
 def metrics(results: StudyResults) -> list[str]:
@@ -64,13 +139,47 @@ def metric_aggregates(results: StudyResults) -> dict[str, str]:
     return chosen
 
 
+def columns(results: StudyResults) -> list[Column]:
+    """The metrics that expectations mention, as they mention them; without any the main ones."""
+    if results.expectations:
+        asked = [(e.metric, e.aggregate or "mean", e.round) for e in results.expectations]
+    else:
+        there = metrics(results)
+        asked = [(name, "mean", None) for name in _MAIN if name in there] or [
+            (name, "mean", None) for name in there
+        ]
+    measured = {(value.metric, value.aggregate, value.round) for value in results.values}
+    return [
+        Column(*key, head=in_words(results, *key))
+        for key in dict.fromkeys(asked)
+        if key in measured
+    ]
+
+
+def in_words(results: StudyResults, metric: str, aggregate: str, round: int | None) -> str:
+    """``median psnr in round 2``; the aggregate is left out where all give the same."""
+    values: dict[tuple[object, ...], set[float]] = {}
+    for value in results.values:
+        if (value.metric, value.round) == (metric, round):
+            key = value.cell, value.attack, value.layer
+            values.setdefault(key, set()).add(value.mean)
+    differs = any(len(found) > 1 for found in values.values())
+    when = "" if round is None else f" in round {round}"
+    return (f"{aggregate} " if differs else "") + metric + when
+
+
 def with_interval(value: Value | None) -> str:
     """``12.3 ± 0.4``: the mean over repeats and half of its 95 % interval."""
-    if value is None:
-        return text.MISSING
-    if value.low is None or value.high is None:
-        return text.plain(value.mean)
-    return f"{text.plain(value.mean)} ± {(value.high - value.low) / 2:.2g}"
+    return text.MISSING if value is None else plus_minus(value.mean, value.low, value.high)
+
+
+def plus_minus(mean: float | None, low: float | None, high: float | None) -> str:
+    """A mean and half of its interval, both to the interval's second digit."""
+    if mean is None or low is None or high is None or not high > low:
+        return text.plain(mean)
+    half = (high - low) / 2
+    decimals = min(max(1 - math.floor(math.log10(half)), 0), _MOST_DECIMALS)
+    return f"{mean:.{decimals}f} ± {half:.{decimals}f}".replace("-", "−")
 
 
 def answer(results: StudyResults) -> str:
@@ -79,26 +188,63 @@ def answer(results: StudyResults) -> str:
     if results.expectations:
         met = sum(expectation.met for expectation in results.expectations)
         said.append(f"{met} of {len(results.expectations)} expected values were met.")
+    shown = any(column.metric == "psnr" for column in columns(results))
     worst = max(
-        (v for v in results.values if v.metric == "psnr" and v.aggregate == "mean"),
+        (v for v in results.overall if shown and v.metric == "psnr" and v.aggregate == "mean"),
         key=lambda value: value.mean,
         default=None,
     )
     if worst is not None:
         cell = next(cell for cell in results.cells if cell.name == worst.cell)
-        where = place(results, cell)
+        where = f" at {place(results, cell)}" if telling_keys(results) else ""
         said.append(
-            f"Most leaked{f' at {where}' if results.keys else ''}: mean PSNR "
-            f"{text.decibel(worst.mean)} dB by {worst.attack}."
+            f"Most leaked{where}: mean PSNR {text.decibel(worst.mean)} dB by {worst.attack}."
         )
     return " ".join(said) or f"{text.count(len(results.cells), 'cell')} measured."
 
 
+def worst_missed(results: StudyResults) -> list[str]:
+    """The expectations that were missed worst, one line each."""
+    cells = {cell.name: cell for cell in results.cells}
+    said = []
+    for e in by_miss(results.expectations)[:_WORST]:
+        if e.met:
+            break
+        what = in_words(results, e.metric, e.aggregate, e.round)
+        where = place(results, cells[e.cell])
+        if e.minus:
+            where += f" minus {place_beside(results, cells[e.minus], cells[e.cell])}"
+        measured = "not measured" if e.measured is None else text.plain(e.measured)
+        expected = text.requirement(e.comparison, e.value, e.tolerance).removeprefix("= ")
+        said.append(f"{what} at {where}: {measured}, expected {expected}")
+    return said
+
+
+def by_miss(expectations: Sequence[Expectation]) -> list[Expectation]:
+    """The worst misses first: by the difference in units of what is tolerated, or else of
+    the value itself."""
+
+    def miss(expectation: Expectation) -> float:
+        if expectation.met:
+            return -1.0
+        if expectation.difference is None:
+            return math.inf
+        return abs(expectation.difference) / (expectation.tolerance or abs(expectation.value) or 1)
+
+    return sorted(expectations, key=miss, reverse=True)
+
+
 def place(results: StudyResults, cell: StudyCell) -> str:
     """A cell's settings in a few words."""
-    return (
-        ", ".join(f"{results.short_keys[key]} = {v}" for key, v in cell.settings.items()) or "all"
-    )
+    told = [f"{key} = {value}" for key, value in settings(results, cell).items() if value]
+    return ", ".join(told) or "all"
+
+
+def place_beside(results: StudyResults, cell: StudyCell, other: StudyCell) -> str:
+    """In what a cell differs from another one."""
+    there = settings(results, other)
+    told = [f"{k} = {v}" for k, v in settings(results, cell).items() if v and v != there[k]]
+    return ", ".join(told) or place(results, cell)
 
 
 def extent(results: StudyResults) -> str:
@@ -107,6 +253,9 @@ def extent(results: StudyResults) -> str:
     done, failed = results.count("done"), results.count("failed")
     each = "run once" if results.repeats == 1 else f"with {results.repeats} repeats each"
     said = f"{text.count(len(results.cells), 'cell')}, {each}"
+    attacks = {value.attack for value in results.values} - {None}
+    if len(attacks) == 1:
+        said += f", attacked by {attacks.pop()}"
     if done == total:
         return f"{said}."
     rest = total - done - failed
@@ -131,11 +280,36 @@ def failures(results: StudyResults) -> list[tuple[str, int]]:
 def note_on_intervals(results: StudyResults) -> str:
     """What stands behind the ± or why there is none."""
     if results.repeats == 1:
-        return "One repeat: no interval. Mean over a run's samples."
-    return (
-        f"Mean over {results.repeats} repeats ± half its 95 % interval (Student's t), each the "
-        "mean over a run's samples."
-    )
+        return "One repeat: no interval."
+    return f"Mean over {results.repeats} repeats ± half its 95 % interval (Student's t)."
+
+
+@dataclass(frozen=True)
+class Course:
+    """A metric of the global model after each round.
+
+    Attributes:
+        metric: Its name.
+        rounds: Ascending.
+        cells: By cell's name, the values by round.
+    """
+
+    metric: str
+    rounds: tuple[int, ...]
+    cells: Mapping[str, Mapping[int, Value]]
+
+
+def courses(results: StudyResults) -> list[Course]:
+    """How accuracy, or else the loss, went from round to round."""
+    for metric in ("accuracy", "loss"):
+        cells: dict[str, dict[int, Value]] = {}
+        for value in results.values:
+            if value.round and (value.metric, value.aggregate) == (metric, "mean"):
+                cells.setdefault(value.cell, {})[value.round] = value
+        if cells:
+            rounds = sorted({number for found in cells.values() for number in found})
+            return [Course(metric, tuple(rounds), cells)]
+    return []
 
 
 def finite(value: float | None) -> bool:

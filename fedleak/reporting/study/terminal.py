@@ -2,38 +2,67 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from fedleak.reporting.study.comparison import Compared, compared, side_by_side
 from fedleak.reporting.study.results import StudyResults, read_study
 from fedleak.reporting.study.tables import (
-    Line,
     answer,
+    by_miss,
+    columns,
+    courses,
     extent,
     failures,
     lines,
-    metrics,
     note_on_intervals,
-    place,
+    row_heads,
+    settings,
     with_interval,
+    worst_missed,
 )
-from fedleak.reporting.terminal import compared, outside
+from fedleak.reporting.terminal import outside
 
 WIDTH = 80
 MOST_LINES = 60
 MOST_FAILURES = 5
 _WIDEST_KEY = 24
+_WIDEST_HEAD = 16
 _GAP = 2
+
+
+@dataclass(frozen=True)
+class _Column:
+    head: str
+    cells: Sequence[str]
+    whole: bool = False
+
+    @property
+    def lines(self) -> list[str]:
+        """The head, unless it is to stay whole broken to about the width of what is below."""
+        if self.whole:
+            return [self.head]
+        width = max(_WIDEST_HEAD, *map(len, self.cells)) if self.cells else _WIDEST_HEAD
+        return textwrap.wrap(self.head, width) or [""]
+
+    @property
+    def width(self) -> int:
+        return max(map(len, (*self.lines, *self.cells)))
 
 
 def study_report(directory: Path) -> RenderableType:
     """Render a study for `rich.console.Console.print`.
 
-    The answer first; then published against measured values, the table with the
-    matrix's keys as columns, and what did not finish.
+    The answer first, with the worst misses; then one table with a row per cell, published
+    beside measured values, the model's accuracy over rounds, and what did not finish.
+    Everything else that was measured is on the page.
 
     Args:
         directory: The study's directory.
@@ -43,33 +72,16 @@ def study_report(directory: Path) -> RenderableType:
         CaptureError: A file of it is damaged; the message names the file.
     """
     results = read_study(directory)
-    missed = any(not expectation.met for expectation in results.expectations)
-    parts: list[RenderableType] = [
-        Text(answer(results), "bold red" if missed else "bold"),
-        Text(extent(results)),
-    ]
+    missed = worst_missed(results)
+    parts: list[RenderableType] = [Text(answer(results), "bold red" if missed else "bold")]
+    if missed:
+        parts.append(Text("Missed worst:"))
+        parts += [Padding(outside(said), (0, 0, 0, 2)) for said in missed]
+    parts.append(outside(extent(results)))
     parts += [Text(note, "yellow") for note in results.notes]
-    if results.expectations:
-        # Misses first: a long table of what went well must not hide them.
-        places = {cell.name: place(results, cell) for cell in results.cells}
-        shown = [
-            expectation.model_copy(
-                update={
-                    "cell": places[expectation.cell],
-                    "minus": expectation.minus and places[expectation.minus],
-                }
-            )
-            for expectation in sorted(results.expectations, key=lambda e: e.met)
-        ]
-        parts += [Text(), compared(shown[:MOST_LINES])]
-        if len(shown) > MOST_LINES:
-            parts.append(Text(f"the other {len(shown) - MOST_LINES} are on the page", "dim"))
-    for table in _tables(results):
-        parts += [Text(), table]
-    if results.values:
-        note = note_on_intervals(results)
-        hidden = len(lines(results)) - MOST_LINES
-        parts.append(Text(note + (f" The other {hidden} lines are on the page." * (hidden > 0))))
+    parts += _measured(results)
+    parts += _compared(results)
+    parts += _over_rounds(results)
     told = failures(results)
     for said, count in told[:MOST_FAILURES]:
         parts += [Text(), outside(said + (f" ({count} times)" if count > 1 else ""))]
@@ -78,49 +90,127 @@ def study_report(directory: Path) -> RenderableType:
     return Group(*parts)
 
 
-def _tables(results: StudyResults) -> list[Table]:
+def _measured(results: StudyResults) -> list[RenderableType]:
     """The table, cut into several where its metrics do not fit side by side."""
-    shown = lines(results)[:MOST_LINES]
-    heads = _heads(results, shown)
-    taken = sum(min(_width(head, column), _WIDEST_KEY) + _GAP for head, column in heads)
-    columns = [
-        (metric, [with_interval(line.values.get(metric)) for line in shown])
-        for metric in metrics(results)
+    everything = lines(results)
+    shown = everything[:MOST_LINES]
+    heads = [_Column(head, cells) for head, cells in row_heads(results, shown)]
+    values = [
+        _Column(column.head, [with_interval(column.of(line)) for line in shown])
+        for column in columns(results)
     ]
-    groups: list[list[tuple[str, list[str]]]] = []
+    if not values:
+        return []
+    parts: list[RenderableType] = []
+    for group in _groups(heads, values):
+        parts += [Text(), _table(heads, group)]
+    return [*parts, Text(note_on_intervals(results), "dim"), *_hidden(len(everything), "lines")]
+
+
+def _compared(results: StudyResults) -> list[RenderableType]:
+    """All published values where they fit side by side, else those that were missed."""
+    told = compared(results)
+    if not told:
+        return []
+    side = side_by_side(told)
+    shown = [cell for cell in results.cells if cell.name in side.rows]
+    heads = _cells(results, [settings(results, cell) for cell in shown])
+    values = [
+        _Column(head, [row[head].pair if head in row else "" for row in rows])
+        for head in side.heads
+        if (rows := [side.rows[cell.name] for cell in shown])
+    ]
+    groups = _groups(heads, values)
+    if len(shown) <= MOST_LINES and len(groups) == 1:
+        return [Text(), Text("published / measured", "dim"), _table(heads, groups[0])]
+    return _misses(results, told)
+
+
+def _misses(results: StudyResults, told: Sequence[Compared]) -> list[RenderableType]:
+    by_expectation = {id(each.expectation): each for each in told}
+    missed = [by_expectation[id(e)] for e in by_miss(results.expectations) if not e.met]
+    if not missed:
+        return []
+    shown = missed[:MOST_LINES]
+    heads = _cells(results, [settings(results, each.cell) for each in shown])
+    heads.append(_Column("missed", [each.what for each in shown]))
+    values = [
+        _Column("published", [f"{each.published} {each.tolerance}".strip() for each in shown]),
+        _Column("measured", [each.measured for each in shown]),
+    ]
+    parts: list[RenderableType] = [Text(), _table(heads, values)]
+    return [*parts, *_hidden(len(missed), "misses")]
+
+
+def _over_rounds(results: StudyResults) -> list[RenderableType]:
+    """The global model after as many rounds as there is room for, the last among them."""
+    parts: list[RenderableType] = []
+    for course in courses(results):
+        shown = [cell for cell in results.cells if cell.name in course.cells][:MOST_LINES]
+        heads = _cells(results, [settings(results, cell) for cell in shown])
+        values = [
+            _Column(
+                str(number),
+                [
+                    f"{value.mean:.3f}" if (value := course.cells[cell.name].get(number)) else ""
+                    for cell in shown
+                ],
+            )
+            for number in course.rounds
+        ]
+        room = (WIDTH - _taken(heads)) // (max(column.width for column in values) + _GAP)
+        step = -(-len(values) // max(room, 1))
+        chosen = list(reversed(values[::-1][::step]))
+        title = f"{course.metric} after round"
+        parts += [Text(), Text(title, "dim"), _table(heads, chosen)]
+    return parts
+
+
+def _cells(results: StudyResults, rows: Sequence[dict[str, str]]) -> list[_Column]:
+    """The keys that tell cells apart, as columns."""
+    return [_Column(key, [row[key] for row in rows]) for key in (rows[0] if rows else ())]
+
+
+def _taken(heads: Sequence[_Column]) -> int:
+    return sum(min(column.width, _WIDEST_KEY) + _GAP for column in heads)
+
+
+def _groups(heads: Sequence[_Column], values: Sequence[_Column]) -> list[list[_Column]]:
+    """Columns that fit beside the heads, group by group; if need be with broken heads."""
+    groups = _filled(heads, [replace(column, whole=True) for column in values])
+    return groups if len(groups) == 1 else _filled(heads, values)
+
+
+def _filled(heads: Sequence[_Column], values: Sequence[_Column]) -> list[list[_Column]]:
+    groups: list[list[_Column]] = []
     left = 0
-    for head, column in columns:
-        width = _width(head, column) + _GAP
-        if width > left:
+    for column in values:
+        # The last column needs no gap.
+        if not groups or column.width > left:
             groups.append([])
-            left = WIDTH - taken
-        groups[-1].append((head, column))
-        left -= width
-    return [_table(heads, group) for group in groups]
+            left = WIDTH - _taken(heads)
+        groups[-1].append(column)
+        left -= column.width + _GAP
+    return groups
 
 
-def _heads(results: StudyResults, shown: list[Line]) -> list[tuple[str, list[str]]]:
-    """The columns that say what a line is about."""
-    heads = [
-        (short, [line.cell.settings.get(key, "") for line in shown])
-        for key, short in results.short_keys.items()
-    ]
-    heads.append(("attack", [line.attack or "" for line in shown]))
-    heads.append(("layer", [line.layer or "" for line in shown]))
-    return [(head, column) for head, column in heads if any(column)]
-
-
-def _table(heads: list[tuple[str, list[str]]], group: list[tuple[str, list[str]]]) -> Table:
+def _table(heads: Sequence[_Column], values: Sequence[_Column]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, _GAP, 0, 0))
-    for head, _ in heads:
-        table.add_column(outside(head), overflow="fold", max_width=_WIDEST_KEY)
-    for head, _ in group:
-        table.add_column(outside(head), justify="right", no_wrap=True)
-    columns = [column for _, column in (*heads, *group)]
-    for row in zip(*columns, strict=True):
-        table.add_row(*map(outside, row))
+    for column in heads:
+        table.add_column(
+            outside(column.head), overflow="fold", max_width=_WIDEST_KEY, vertical="bottom"
+        )
+    for column in values:
+        head = Text("\n").join(map(outside, column.lines))
+        table.add_column(head, justify="right", no_wrap=True, vertical="bottom")
+    for row in zip(*(column.cells for column in (*heads, *values)), strict=True):
+        table.add_row(
+            *map(outside, row), style="red" if any(cell.endswith(" NO") for cell in row) else ""
+        )
     return table
 
 
-def _width(head: str, column: list[str]) -> int:
-    return max(map(len, (head, *column)))
+def _hidden(total: int, noun: str) -> list[RenderableType]:
+    if total <= MOST_LINES:
+        return []
+    return [Text(f"The other {total - MOST_LINES} {noun} are on the page.", "dim")]

@@ -1,0 +1,21 @@
+"""Defenses: what clients do against a central party that looks at their updates."""
+
+import fedleak  # noqa: F401  # first: switches Flower's telemetry off
+from clients.defenses.defense import Defense, Turn, Update, received, released
+from clients.defenses.gradient_pruning import GradientPruning
+from clients.defenses.update_noise import UpdateNoise
+from clients.defenses.weight_inspection import WeightInspection
+
+DEFENSES: tuple[type[Defense], ...] = (GradientPruning, UpdateNoise, WeightInspection)
+
+__all__ = [
+    "DEFENSES",
+    "Defense",
+    "GradientPruning",
+    "Turn",
+    "Update",
+    "UpdateNoise",
+    "WeightInspection",
+    "received",
+    "released",
+]

@@ -1,0 +1,166 @@
+"""What every defense is: a component that acts before or after a client's local training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+from torch import Tensor, nn
+
+from fedleak.components import Component
+from fedleak.records import TrainingFacts
+from fedleak.seeding import derive, stream
+
+Update = Mapping[str, Tensor]
+"""By parameter, ``(sent - trained) / lr`` in float64: the sum of the steps' gradients."""
+Metrics = Mapping[str, float]
+"""What a defense reports of a round, by name; the same names in every round."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One defense's part in one round of one client.
+
+    Attributes:
+        seed: The scenario's seed.
+        client: Partition id of the client.
+        round: Round number, from 1.
+        facts: What the client discloses of its training in the round.
+        fresh: Draws initial weights of the federation's model, from a seed.
+        state: What the client keeps from round to round.
+        label: Names the defense, also where several of its kind act.
+    """
+
+    seed: int
+    client: int
+    round: int
+    facts: TrainingFacts
+    fresh: Callable[[int], nn.Module]
+    state: RecordDict
+    label: str = ""
+
+    @property
+    def key(self) -> int:
+        """Seed of the defense's own stream, for what takes an integer."""
+        return derive(self.seed, f"defense/{self.label}", self.client, self.round)
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """The defense's own stream from its start: the same draws on every engine."""
+        return stream(self.seed, f"defense/{self.label}", self.client, self.round)
+
+
+class Defense(Component, ABC):
+    """Something a client does for its privacy; acts in one of two places, or in both."""
+
+    repeatable: ClassVar[bool] = False
+    """Whether several of the kind may act in one client."""
+
+    @abstractmethod
+    def unsupported(
+        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
+    ) -> str | None:
+        """Say in one sentence why the defense cannot work here, or return None.
+
+        Args:
+            model: The architecture as a client trains it.
+            facts: What a client discloses of its training.
+            input_shape: ``*input`` of one sample.
+            classes: Number of classes.
+        """
+
+    def note(self, model: nn.Module) -> str | None:
+        """A sentence that a reader of the results must know, if there is one."""
+        return None
+
+    def receive(self, model: nn.Module, turn: Turn) -> Metrics:
+        """Look at the weights that came in, before training.
+
+        Args:
+            model: Holds them; not to be changed.
+            turn: The round.
+
+        Raises:
+            RoundRefused: The client does not take part in the round; says why.
+        """
+        return {}
+
+    def release(self, update: Update, model: nn.Module, turn: Turn) -> tuple[Update, Metrics]:
+        """Change the update before it leaves the client.
+
+        Args:
+            update: What training, and the defenses before this one, made.
+            model: As trained; not to be changed.
+            turn: The round.
+
+        Returns:
+            What is handed on, and what is reported. A tensor that is to stay is handed on
+            as the object it is: weights behind it are released bit for bit.
+        """
+        return update, {}
+
+
+def received(defenses: Sequence[Defense], model: nn.Module, turn: Turn) -> dict[str, float]:
+    """Let defenses look at the weights that came in.
+
+    Returns:
+        What they report, each name after the defense's: ``weight-inspection/score``.
+
+    Raises:
+        RoundRefused: One of them will not take part in the round.
+    """
+    metrics: dict[str, float] = {}
+    for defense, own in _turns(defenses, turn):
+        metrics |= _named(own, defense.receive(model, own))
+    return metrics
+
+
+def released(
+    defenses: Sequence[Defense], model: nn.Module, sent: Mapping[str, Tensor], turn: Turn
+) -> dict[str, float]:
+    """Let defenses change what a trained model gives away, one after the other.
+
+    Args:
+        defenses: In the order in which they act.
+        model: Holds the trained parameters, on the CPU; afterwards those to release.
+        sent: The parameters that it was trained from.
+        turn: The round.
+
+    Returns:
+        What they report.
+    """
+    if not defenses:
+        return {}
+    weights = {name: w for name, w in model.named_parameters() if w.requires_grad}
+    lr = turn.facts.lr
+    trained: Update = {
+        name: (sent[name].double() - weight.detach().double()) / lr
+        for name, weight in weights.items()
+    }
+    update = trained
+    metrics: dict[str, float] = {}
+    for defense, own in _turns(defenses, turn):
+        update, said = defense.release(update, model, own)
+        metrics |= _named(own, said)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            if update[name] is not trained[name]:
+                weight.copy_(sent[name].double() - lr * update[name])
+    return metrics
+
+
+def _turns(defenses: Sequence[Defense], turn: Turn) -> Iterator[tuple[Defense, Turn]]:
+    """Each defense with its turn, labelled by its kind, or by kind and position."""
+    kinds = [defense.kind for defense in defenses]
+    for position, (kind, defense) in enumerate(zip(kinds, defenses, strict=True)):
+        label = kind if kinds.count(kind) == 1 else f"{kind}-{position}"
+        yield defense, replace(turn, label=label)
+
+
+def _named(turn: Turn, metrics: Metrics) -> dict[str, float]:
+    return {f"{turn.label}/{name}": value for name, value in metrics.items()}

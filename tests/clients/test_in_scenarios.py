@@ -1,0 +1,106 @@
+"""Defenses as a scenario names them: refused early, and the same on every engine."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from clients.defenses import DEFENSES
+from fedleak import run
+from fedleak.captures import CaptureStore
+from fedleak.scenario import load_scenario, prepare
+
+SCENARIO = {
+    "name": "defended",
+    "seed": 4,
+    "data": {"kind": "digits"},
+    "model": {"kind": "mlp", "hidden": [16]},
+    "federation": {"clients": 2, "rounds": 2},
+    "client": {"batch_size": 8, "local_steps": 2},
+}
+
+
+def defended(*defenses, **tables):
+    raw = {**copy.deepcopy(SCENARIO), **tables}
+    raw["client"]["defenses"] = list(defenses)
+    return load_scenario(raw)
+
+
+def captured(scenario, directory):
+    store = CaptureStore(run(scenario, directory=directory))
+    return {
+        (round, client): store.load(round, client)
+        for round in store.rounds()
+        for client in store.clients(round)
+    }
+
+
+def same(mine, theirs):
+    assert mine.keys() == theirs.keys()
+    return all(
+        {n: a.tobytes() for n, a in mine[key].received.items()}
+        == {n: a.tobytes() for n, a in theirs[key].received.items()}
+        for key in mine
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "defenses", "message"),
+    [
+        ("client.defenses.0.rate", [{"kind": "gradient-pruning", "rate": 1.0}], "must be below 1"),
+        ("client.defenses.0.rate", [{"kind": "gradient-pruning", "rate": -0.1}], "at least 0"),
+        ("client.defenses.0.scale", [{"kind": "update-noise", "scale": -1.0}], "at least 0"),
+        ("client.defenses.0.clip", [{"kind": "update-noise", "clip": 0.0}], "above 0"),
+        ("client.defenses.0.kind", [{"kind": "update-nois"}], "Did you mean 'update-noise'?"),
+        ("client.defenses", [{"kind": "weight-inspection"}] * 2, "stands there 2 times"),
+    ],
+)  # fmt: skip
+def test_bad_values_are_refused_with_their_place(refused, path, defenses, message):
+    assert message in refused(path, defended, *defenses)
+
+
+def test_a_layer_that_matches_nothing_is_refused_before_the_run(refused):
+    scenario = defended(
+        {"kind": "gradient-pruning"}, {"kind": "update-noise", "scale": 1.0, "layers": ["fc3"]}
+    )
+    message = refused("client.defenses.1", prepare, scenario)
+    assert message.startswith("update-noise is unsupported: no layer 'fc3'")
+    assert "there are: fc1, fc2. Did you mean 'fc" in message
+
+
+def test_a_reader_is_told_what_noise_guarantees():
+    (note,) = prepare(defended({"kind": "update-noise", "scale": 1.0})).notes
+    assert "no differential privacy guarantee" in note
+    assert prepare(defended({"kind": "gradient-pruning"})).notes == ()
+
+
+def test_defenses_that_do_nothing_leave_a_run_bit_for_bit(tmp_path):
+    plain = captured(defended(), tmp_path / "plain")
+    idle = defended(
+        {"kind": "weight-inspection"},
+        {"kind": "update-noise", "clip": 1e9},
+        {"kind": "gradient-pruning", "rate": 0.0},
+    )
+    assert same(captured(idle, tmp_path / "idle"), plain)
+    noised = captured(defended({"kind": "update-noise", "scale": 0.1}), tmp_path / "noised")
+    assert not same(noised, plain)
+
+
+def test_captures_and_metrics_are_the_same_on_ray(tmp_path):
+    scenario = defended(
+        {"kind": "weight-inspection"},
+        {"kind": "update-noise", "clip": 1.0, "scale": 0.5},
+        {"kind": "gradient-pruning"},
+    )
+    assert len(scenario.client.defenses) == len(DEFENSES)
+    mine = captured(scenario, tmp_path / "inline")
+    ray = scenario.model_copy(
+        update={"federation": scenario.federation.model_copy(update={"engine": "ray"})}
+    )
+    theirs = captured(ray, tmp_path / "ray")
+    assert same(mine, theirs)
+    assert all(mine[key].metrics == theirs[key].metrics for key in mine)
+    # State stays with its client there too.
+    epsilons = [theirs[round, "client-001"].metrics["update-noise/epsilon"] for round in (1, 2)]
+    assert epsilons[1] > epsilons[0]
