@@ -78,8 +78,12 @@ def test_clipping_scales_the_whole_update_to_the_norm(model, turn):
 
 
 @pytest.mark.parametrize("distribution", ["gaussian", "laplace"])
-def test_noise_has_the_distribution_claimed(model, turn, distribution):
-    """A correct mechanism fails either test with probability 1e-6."""
+def test_noise_has_the_distribution_claimed(turn, distribution):
+    """A correct mechanism fails each of three tests with probability 1e-6.
+
+    Of 200,500 draws the variance is known to 1.5 % (gaussian) or 2.5 % (laplace).
+    """
+    model = nn.Sequential(nn.Linear(400, 500))
     after, sent = trained(model), sent_of(model)
     plain = update(after, sent)
     released([UpdateNoise(scale=3.0, distribution=distribution)], after, sent, turn())

@@ -227,6 +227,10 @@ def test_a_trap_is_reported_where_nothing_is_refused(tmp_path):
     }
     assert scores["client-001"] > 0.9
     assert max(scores["client-000"], scores["client-002"]) < 0.3
+    # The client remembers the honest model of the round before.
+    last = [store.load(r, "client-001").metrics["weight-inspection/last"] for r in (1, 2)]
+    assert last[0] == 0
+    assert last[1] > 0.2
 
 
 def test_when_all_refuse_the_quorum_is_lost(tmp_path):
