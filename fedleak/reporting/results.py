@@ -91,6 +91,7 @@ class Round(Stored):
     clients: dict[str, CapturedClient]
     absent: list[str] = []
     rejected: dict[str, str] = {}
+    refused: dict[str, str] = {}
     metrics: dict[str, float] = {}
 
 

@@ -117,7 +117,8 @@ class RoundRow:
     Attributes:
         worst: The cell that leaked most; None where nothing was scored.
         metrics: What the central party measured after the round, by name.
-        rejected: Reason by client.
+        rejected: Reason by client, where the update was unusable.
+        refused: Reason by client, where a defense of its own kept it from taking part.
     """
 
     round: int
@@ -128,6 +129,7 @@ class RoundRow:
     metrics: Mapping[str, float]
     absent: tuple[str, ...]
     rejected: Mapping[str, str]
+    refused: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ def round_rows(results: Results) -> list[RoundRow]:
                 metrics=record.metrics,
                 absent=tuple(record.absent),
                 rejected=record.rejected,
+                refused=record.refused,
             )
         )
     return table

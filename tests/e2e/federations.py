@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 from pathlib import Path
 
 import numpy as np
 
-from fedleak import run
+from fedleak import __version__, run
 from fedleak.captures import CaptureStore
 from fedleak.scenario import Scenario, load_scenario
 
@@ -21,6 +22,7 @@ model = { kind = "mlp", hidden = [16] }
 federation = { engine = "deployment", clients = 3, rounds = 3, audit_data = true, timeout = 200 }
 audit = { attacks = [{ kind = "analytic" }] }
 """
+IMAGES = ("server", "client", "auditor")
 TOLERANCE = 1e-6
 
 
@@ -47,6 +49,16 @@ def assert_same(theirs: CaptureStore, ours: CaptureStore, round: int, clients: l
 def rounds_of(store: CaptureStore) -> dict[str, dict]:
     """The rounds in a run's manifest."""
     return json.loads(store.layout.manifest.read_text())["rounds"]
+
+
+def images_ready() -> bool:
+    """Whether there is a container engine with the images of this version."""
+    names = [f"fedleak-{name}:{__version__}" for name in IMAGES]
+    try:
+        looked = subprocess.run(["docker", "image", "inspect", *names], capture_output=True)
+    except FileNotFoundError:
+        return False
+    return looked.returncode == 0
 
 
 def free_port() -> int:

@@ -9,11 +9,13 @@ from pydantic import ValidationError
 from scipy.signal import correlate2d
 from torch import nn
 
+from fedleak.errors import ScenarioError
 from fedleak.models import MODELS, Architecture
 from fedleak.models.boenisch import BoenischCnn, BoenischFc
 from fedleak.models.lenet import LeNet, LeNetDlg
 from fedleak.models.mlp import Mlp
 from fedleak.models.resnet18 import ResNet18
+from fedleak.models.text import BoenischText
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 
@@ -71,7 +73,17 @@ SMALL = (
 
 
 def test_every_model_is_tested() -> None:
-    assert {type(model) for model in SMALL} == set(MODELS)
+    assert {type(model) for model in SMALL} == set(MODELS) - {BoenischText}
+
+
+def test_the_text_classifier() -> None:
+    network = BoenischText().build((250,), 2)
+    sizes = 10_000 * 250, 250 * 250 * 1000 + 1000, 1000 * 2 + 2
+    assert sum(p.numel() for p in network.parameters()) == sum(sizes)
+    small = BoenischText(tokens=9, dimension=4, widths=(5,)).build((3,), 2)
+    assert small(torch.randint(0, 9, (7, 3))).shape == (7, 2)
+    with pytest.raises(ScenarioError, match="needs texts"):
+        BoenischText().build(GREY, 10)
 
 
 @pytest.mark.parametrize("model", SMALL, ids=lambda model: model.kind)

@@ -45,6 +45,7 @@ class RunBuilder:
         *,
         absent: Sequence[str] = (),
         rejected: Mapping[str, str] | None = None,
+        refused: Mapping[str, str] | None = None,
         metrics: Mapping[str, float] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
@@ -54,6 +55,7 @@ class RunBuilder:
             "clients": dict.fromkeys(clients, entry),
             "absent": list(absent),
             "rejected": dict(rejected or {}),
+            "refused": dict(refused or {}),
             "metrics": dict(metrics or {}),
         }
 
@@ -161,6 +163,7 @@ def leaky(builder: RunBuilder) -> Path:
         ["client-000", "client-001"],
         absent=["client-004"],
         rejected={"client-005": "update contains NaN in fc1.weight"},
+        refused={"client-006": "looks like a trap"},
         metrics={"accuracy": 0.4321, "loss": 1.25},
         facts=facts,
     )

@@ -136,8 +136,9 @@ def test_tables_hold_cells_rounds_and_expectations(leaky: Path) -> None:
     assert [
         *("1", "40.0", "client-000, gs", "1 of 2", "0.4321", "1.25", "2", "client-004"),
         "client-005: update contains NaN in fc1.weight",
+        "client-006: looks like a trap",
     ] in rows
-    assert ["2", "–", "nothing scored", "–", "0.5678", "–", "1", "none", "none"] in rows
+    assert ["2", "–", "nothing scored", "–", "0.5678", "–", "1", "none", "none", "none"] in rows
     assert ["psnr", "gs", "≥ 20 ± 0.5", "31.25", "11.25", "yes", "Table 3"] in rows
     assert ["ssim", "idlg", "≥ 0.9", "–", "–", "no", "Figure 2"] in rows
     facts = "lr 0.1, steps 1, batch size 1, examples 5, train mode yes"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fedleak.errors import ScenarioError
 from fedleak.models import MODELS
 from fedleak.scenario import Scenario, ScenarioFile, load_scenario, load_study, to_toml
+from fedleak.scenario.schema import Design
 from fedleak.scenario.loading import audit_from, is_study, read_document
 
 Tiny = Callable[..., dict[str, Any]]
@@ -359,7 +360,7 @@ def test_an_audit_table_outside_a_scenario() -> None:
 def test_the_json_schema_knows_every_table_and_kind() -> None:
     schema = ScenarioFile.model_json_schema()
     assert set(schema["required"]) == {"data", "model"}
-    assert set(schema["properties"]) == {*Scenario.model_fields, "matrix", "repeats"}
+    assert set(schema["properties"]) == {*Scenario.model_fields, *Design.model_fields}
     assert schema["additionalProperties"] is False
     definitions = schema["$defs"]
     kinds = {

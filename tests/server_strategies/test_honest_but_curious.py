@@ -156,6 +156,15 @@ def test_a_client_that_fails_or_stays_silent_is_absent(grid, tmp_path):
     assert store.clients(1) == ["client-002"]
 
 
+def test_who_was_not_there_to_be_asked_is_absent_and_counts_for_the_quorum(grid, tmp_path):
+    roster = Roster()
+    roster.missing = {3, 4, 5, 6}
+    with pytest.raises(QuorumLost, match="3 of 7 clients delivered"):
+        exchange(grid, tmp_path, lambda index, message, reply: reply, roster=roster, quorum=0.5)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["rounds"]["1"]["absent"] == [f"client-00{n}" for n in (3, 4, 5, 6)]
+
+
 def test_the_round_is_kept_when_the_quorum_is_lost_and_the_reason_told(grid, tmp_path):
     def spoil(index, message, reply):
         return (
