@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from fedleak.errors import ScenarioError
 from fedleak.models import MODELS
 from fedleak.scenario import Scenario, ScenarioFile, load_scenario, load_study, to_toml
-from fedleak.scenario.schema import Design
 from fedleak.scenario.loading import audit_from, is_study, read_document
+from fedleak.scenario.schema import Design
 
 Tiny = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[2]
