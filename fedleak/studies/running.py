@@ -21,6 +21,7 @@ from fedleak.federation.resources import check_resources
 from fedleak.scenario import Scenario, Study, StudyRun, check_cells, load_study
 from fedleak.scenario.run_directory import new_directory, write_environment
 from fedleak.studies.aggregation import aggregate
+from server_strategies.app import OnRound
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,15 @@ def run(
     *,
     runs: str | Path = "runs",
     directory: str | Path | None = None,
+    on_round: OnRound | None = None,
 ) -> Path:
     """Run a scenario's federation, or a whole study: federations, audits, table.
+
+    Args:
+        scenario: What to run.
+        runs: Where the directory ``<name>-<utc time>`` is made.
+        directory: Exact directory to make instead; must not exist.
+        on_round: Called after each round of a scenario with what was measured.
 
     Returns:
         The run directory, to be audited; or the study's, which is finished.
@@ -61,7 +69,7 @@ def run(
     """
     if isinstance(scenario, Study):
         return run_study(scenario, runs=runs, directory=directory)
-    return run_federation(scenario, runs=runs, directory=directory)
+    return run_federation(scenario, runs=runs, directory=directory, on_round=on_round)
 
 
 def run_study(
