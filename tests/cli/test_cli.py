@@ -189,7 +189,8 @@ def test_json_has_null_for_what_is_no_number(
     row = SummaryRow(
         cell="c", round=1, client="client-000", attack="gs", settings="", status="done",
         samples=1, reconstructed=1, psnr_median=float("inf"), psnr_best=float("inf"),
-        ssim=float("nan"), tokens_median=None, tokens_best=None, label_recovered=-float("inf"), seconds=0.5, reason="",
+        ssim=float("nan"), tokens_median=None, tokens_best=None,
+        label_recovered=-float("inf"), seconds=0.5, reason="",
     )  # fmt: skip
     monkeypatch.setattr(reporting, "summary", lambda directory: [row])
     (cell,) = strict(fedleak("report", "run", "--json").out)["cells"]
