@@ -16,8 +16,8 @@ from fedleak.models.mlp import Width, dense_layers
 class BoenischText(Architecture):
     """An embedding of each token, and dense layers with ReLU on all of them side by side.
 
-    The table's network ends in one neuron for two classes; this one, as all here, has
-    one output per class.
+    Embeddings begin uniform in [0, 1], as §8 has it. The table's network ends in one
+    neuron for two classes; this one, as all here, has one output per class.
     """
 
     kind: Literal["boenisch-text"] = "boenisch-text"
@@ -39,6 +39,7 @@ class BoenischText(Architecture):
             message = f"{self.kind!r} needs texts (length,); the data has samples {input_shape}."
             raise ScenarioError(Problem("model.kind", message))
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        layers["embedding"] = nn.Embedding(self.tokens, self.dimension)
+        layers["embedding"] = embedding = nn.Embedding(self.tokens, self.dimension)
+        nn.init.uniform_(embedding.weight)
         dense = dense_layers(input_shape[0] * self.dimension, self.widths, classes)
         return nn.Sequential(layers | dense)

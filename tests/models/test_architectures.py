@@ -80,6 +80,7 @@ def test_the_text_classifier() -> None:
     network = BoenischText().build((250,), 2)
     sizes = 10_000 * 250, 250 * 250 * 1000 + 1000, 1000 * 2 + 2
     assert sum(p.numel() for p in network.parameters()) == sum(sizes)
+    assert network.embedding.weight.min() >= 0 and 0.99 < network.embedding.weight.max() <= 1
     small = BoenischText(tokens=9, dimension=4, widths=(5,)).build((3,), 2)
     assert small(torch.randint(0, 9, (7, 3))).shape == (7, 2)
     with pytest.raises(ScenarioError, match="needs texts"):
