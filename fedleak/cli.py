@@ -195,7 +195,7 @@ def run(
 ) -> None:
     """Run a scenario: federation, interception, audit, report. Or a study of many.
 
-    A scenario with [matrix] or repeats is a study: all its cells are run, and one that
+    A scenario with a matrix or repeats is a study: all its cells are run, and one that
     fails does not stop the others. One that was stopped goes on, given its directory.
 
     Example: fedleak run scenarios/quickstart.toml --set federation.rounds=2

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 
@@ -15,7 +16,7 @@ from fedleak.auditor.cells import Outcome, reconstruction_of
 from fedleak.auditor.observe import observe
 from fedleak.auditor.subject import Subject
 from fedleak.captures import CaptureStore, RunLayout, write_atomic
-from fedleak.measures import EXTRACTION_SCORES, SAMPLE_SCORES, extraction, match
+from fedleak.measures import EXTRACTION_SCORES, SAMPLE_SCORES, InputScore, extraction, match
 from fedleak.records import Truth
 
 Row = dict[str, Any]
@@ -52,7 +53,10 @@ def score(layout: RunLayout, subject: Subject, outcome: Outcome) -> Iterator[Row
         "layer": None,
     }
     matches = match(reconstruction, truth)
+    of_texts = truth.inputs.dtype == np.int64
     for metric in _SAMPLE_SCORES:
+        if isinstance(metric, InputScore) and metric.of_texts != of_texts:
+            continue
         values = metric.score(reconstruction, truth, matches)
         for sample, (matched, value) in enumerate(zip(matches, values, strict=True)):
             told = {"metric": metric.kind, "value": float(value)}

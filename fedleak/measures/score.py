@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,8 +44,6 @@ class InputScore(SampleScore):
     of_texts: ClassVar[bool] = False
 
     def score(self, reconstruction: Reconstruction, truth: Truth, matches: Indices) -> Tensor:
-        if self.of_texts != (truth.inputs.dtype == np.int64):
-            return torch.full((len(matches),), torch.nan, dtype=torch.float64)
         matched = torch.from_numpy(matches >= 0)
         chosen = torch.from_numpy(matches[matches >= 0])
         reconstructed = reconstruction.inputs.detach().cpu().double()[chosen]

@@ -12,7 +12,7 @@ from fedleak.measures.score import InputScore
 class TokenAccuracy(InputScore):
     """Share of a text's tokens that are the true ones, each at its place, padding included.
 
-    NaN for a true text without a match, and for images.
+    NaN for a true text without a match.
     """
 
     kind: Literal["token-accuracy"] = "token-accuracy"

@@ -103,7 +103,7 @@ def _leaks(results: Results) -> list[RenderableType]:
         )
     if several:
         what = "right tokens are" if results.of_texts else "PSNR and SSIM are"
-        notes.append(f"{what} medians over a client's samples")
+        notes.append(f"{what} medians over those of a client's samples that were found")
     if notes:
         parts.append(Text("; ".join(notes), "dim"))
     return parts
