@@ -33,6 +33,7 @@ class SummaryRow:
         settings: The parameters in which it differs from other runs of the same attack.
         status: ``done``, ``failed`` or ``unsupported``.
         samples: True samples the reconstructions were scored against; 0 without truth.
+        found: How many of them a reconstruction was assigned to.
         reconstructed: How many of them count as reconstructed.
         psnr_median: dB, over the samples that a reconstruction was assigned to.
         psnr_best: dB, the sample that leaked most. ``inf`` is an exact copy.
@@ -54,6 +55,7 @@ class SummaryRow:
     settings: str
     status: CellStatus
     samples: int
+    found: int
     reconstructed: int
     psnr_median: float | None
     psnr_best: float | None
@@ -234,6 +236,7 @@ def _summary_row(cell: Cell, results: Results) -> SummaryRow:
         settings=results.settings(cell),
         status=cell.status,
         samples=len(samples),
+        found=sum(score.match >= 0 for score in samples.values()),
         reconstructed=sum(score.reconstructed for score in samples.values()),
         psnr_median=statistics.median(psnr) if psnr else None,
         psnr_best=max(psnr, default=None),

@@ -70,10 +70,11 @@ def _leaks(results: Results) -> list[RenderableType]:
         return []
     several = any(row.samples > 1 for row in scored)
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("client", overflow="ellipsis", no_wrap=True, max_width=22)
+    table.add_column("client", overflow="ellipsis", no_wrap=True, max_width=20)
     table.add_column("round", justify="right")
-    table.add_column("attack", overflow="ellipsis", no_wrap=True, max_width=24)
+    table.add_column("attack", overflow="ellipsis", no_wrap=True, max_width=21)
     if several:
+        table.add_column("found", justify="right")
         table.add_column("best" if results.of_texts else "best PSNR", justify="right")
     table.add_column("right tokens" if results.of_texts else "PSNR dB", justify="right")
     if not results.of_texts:
@@ -88,7 +89,7 @@ def _leaks(results: Results) -> list[RenderableType]:
             outside(row.client),
             str(row.round),
             outside(f"{row.attack} {row.settings}".strip()),
-            *([best] if several else []),
+            *([f"{row.found}/{row.samples}", best] if several else []),
             middle,
             *([] if results.of_texts else [text.ratio(row.ssim)]),
             text.share(row.label_recovered, row.samples),

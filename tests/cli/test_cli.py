@@ -188,7 +188,7 @@ def test_json_has_null_for_what_is_no_number(
 ) -> None:
     row = SummaryRow(
         cell="c", round=1, client="client-000", attack="gs", settings="", status="done",
-        samples=1, reconstructed=1, psnr_median=float("inf"), psnr_best=float("inf"),
+        samples=1, found=1, reconstructed=1, psnr_median=float("inf"), psnr_best=float("inf"),
         ssim=float("nan"), tokens_median=None, tokens_best=None,
         label_recovered=-float("inf"), seconds=0.5, reason="",
     )  # fmt: skip

@@ -122,6 +122,7 @@ def test_tables_hold_cells_rounds_and_expectations(leaky: Path) -> None:
         "1",
         "gs",
         "1 of 1",
+        "1 of 1",
         "40.0",
         "40.0",
         "0.987",
@@ -130,7 +131,7 @@ def test_tables_hold_cells_rounds_and_expectations(leaky: Path) -> None:
         "done",
     ] in rows
     assert [
-        *("client-000", "1", "idlg", "–", "–", "–", "–", "–", "3.1"),
+        *("client-000", "1", "idlg", "–", "–", "–", "–", "–", "–", "3.1"),
         "failed: the loss became NaN in step 12",
     ] in rows
     assert [
@@ -204,7 +205,7 @@ def test_vectors_have_scores_and_no_pictures(builder: RunBuilder) -> None:
     page = Page(write_page(builder.write()))
     assert page.images() == []
     assert "2 samples of this run are no image" in page.text
-    assert ["a", "1", "gs", "1 of 2", "33.0", "18.0", "–", "–", "3.1", "done"] in page.rows
+    assert ["a", "1", "gs", "2 of 2", "1 of 2", "33.0", "18.0", "–", "–", "3.1", "done"] in page.rows
 
 
 def test_a_big_run_shows_the_worst_samples_and_says_so(builder: RunBuilder) -> None:

@@ -72,8 +72,8 @@ def test_a_long_list_shows_the_worst_and_says_how_many_more(builder: RunBuilder)
     lines = printed(terminal_report(builder.write()))
     rows = [line.split() for line in lines if line.startswith("client-")]
     assert len(rows) == MOST_ROWS
-    assert rows[0][:5] == ["client-026", "1", "gs", "26.0", "13.5"]
-    assert [float(row[3]) for row in rows] == sorted((float(row[3]) for row in rows), reverse=True)
+    assert rows[0][:6] == ["client-026", "1", "gs", "2/2", "26.0", "13.5"]
+    assert [float(row[4]) for row in rows] == sorted((float(row[4]) for row in rows), reverse=True)
     assert f"worst {MOST_ROWS} of 27; the other 7" in words(lines)
 
 
