@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pytest
 import yaml
 
 from fedleak import __version__
-from fedleak.deployment.containers import clients_of
+from fedleak.deployment.containers import clients_of, engine
+from fedleak.errors import ResourceError
 
 DOCKER = Path(__file__).parents[2] / "docker"
 FILES = ["compose.yml", "compose.tls.yml", "compose.gpu.yml"]
@@ -69,13 +69,14 @@ def test_as_many_clients_are_generated_as_asked_for(tmp_path):
 
 @pytest.mark.parametrize("further", [None, *FILES[1:]])
 def test_compose_takes_the_files(further):
-    command = shutil.which("docker-compose")
-    if command is None:
-        pytest.skip("no docker-compose here")
+    try:
+        command = engine()
+    except ResourceError:
+        pytest.skip("no Docker Compose here")
     files = [DOCKER / "compose.yml", *([DOCKER / further] if further else [])]
     arguments = [part for file in files for part in ("--file", str(file))]
     checked = subprocess.run(
-        [command, *arguments, "config", "--quiet"], capture_output=True, text=True
+        [*command, *arguments, "config", "--quiet"], capture_output=True, text=True
     )
     assert checked.returncode == 0, checked.stderr
 

@@ -135,7 +135,7 @@ def test_the_command_audits_while_it_runs_and_leaves_a_page(scenario, tmp_path):
     directory = tmp_path / "run"
     command = [str(Path(sys.executable).with_name("fedleak")), "deploy", "processes"]
     command += [str(scenario), "--out", str(directory), "--port", str(free_port())]
-    command += ["--clients", "2", "--private", "1", "--set", "federation.rounds=2"]
+    command += ["--clients", "2", "--private", "1", "--set", "federation.rounds=4"]
     deployment = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -152,7 +152,7 @@ def test_the_command_audits_while_it_runs_and_leaves_a_page(scenario, tmp_path):
     assert "Page:" in said
     page = (directory / "report" / "index.html").read_text()
     assert "only client-000 opted in" in page
-    assert len(list(layout.cells.glob("*.json"))) == 4
+    assert len(list(layout.cells.glob("*.json"))) == 8
     assert {path.name.split(".")[1] for path in directory.glob("audit/originals/*")} == {
         "client-000"
     }

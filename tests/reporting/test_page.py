@@ -205,7 +205,19 @@ def test_vectors_have_scores_and_no_pictures(builder: RunBuilder) -> None:
     page = Page(write_page(builder.write()))
     assert page.images() == []
     assert "2 samples of this run are no image" in page.text
-    assert ["a", "1", "gs", "2 of 2", "1 of 2", "33.0", "18.0", "–", "–", "3.1", "done"] in page.rows
+    assert [
+        "a",
+        "1",
+        "gs",
+        "2 of 2",
+        "1 of 2",
+        "33.0",
+        "18.0",
+        "–",
+        "–",
+        "3.1",
+        "done",
+    ] in page.rows
 
 
 def test_a_big_run_shows_the_worst_samples_and_says_so(builder: RunBuilder) -> None:
