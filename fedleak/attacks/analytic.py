@@ -257,7 +257,7 @@ def _only_sample(
     """The one sample, by least squares over all neurons; none if none is active."""
     weights, shares = rows.weights.double(), rows.shares.double()
     features = (shares @ weights / shares.square().sum())[None][: len(shares)]
-    inputs = rows.pixels(features).clamp(*box).reshape(-1, *observation.input_shape)
+    inputs = rows.layer.pixels(features).clamp(*box).reshape(-1, *observation.input_shape)
     told = (observation.model, observation.facts, observation.input_shape, observation.classes)
     labels = None
     if len(inputs) and not labels_unsupported(*told):

@@ -44,11 +44,7 @@ class GradientRows:
 
     def ratios(self) -> Tensor:
         """Rescaled rows (Eq. 5), ``(n, pixels)``: samples, or mixtures of them."""
-        return self.pixels(self.weights / self.shares[:, None])
-
-    def pixels(self, features: Tensor) -> Tensor:
-        """Features at the pixels' places, ``(m, pixels)``, as pixels."""
-        return (features - self.layer.shift.to(features)) / self.layer.scale.to(features)
+        return self.layer.pixels(self.weights / self.shares[:, None])
 
 
 def gradient_rows(observation: Observation) -> GradientRows:

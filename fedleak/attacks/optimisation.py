@@ -229,7 +229,7 @@ class Watch:
         return not last
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Ready:
     """An observation with its own search, not begun."""
 

@@ -172,12 +172,9 @@ class InputLayer:
     scale: Tensor
     shift: Tensor
 
-    def pixels(self, features: Tensor, input_shape: tuple[int, ...]) -> Tensor:
-        """Undo what was done on the way: ``(m, features)`` to ``(m, *input)``, same type."""
-        carried = features[:, self.carrier.to(features.device)]
-        return ((carried - self.shift.to(features)) / self.scale.to(features)).reshape(
-            -1, *input_shape
-        )
+    def pixels(self, carried: Tensor) -> Tensor:
+        """Undo what was done on the way: features at the pixels' places, ``(m, pixels)``."""
+        return (carried - self.shift.to(carried)) / self.scale.to(carried)
 
 
 def input_dense(

@@ -10,8 +10,8 @@ from fedleak.errors import ResourceError
 
 
 @dataclass(frozen=True)
-class RunLayout:
-    """Paths inside one run directory; creates nothing by itself."""
+class _Layout:
+    """Paths inside a directory that a scenario file led to; creates nothing by itself."""
 
     root: Path
 
@@ -22,6 +22,11 @@ class RunLayout:
     @property
     def environment(self) -> Path:
         return self.root / "environment.json"
+
+
+@dataclass(frozen=True)
+class RunLayout(_Layout):
+    """Paths inside one run directory."""
 
     @property
     def log(self) -> Path:
@@ -75,18 +80,8 @@ class RunLayout:
 
 
 @dataclass(frozen=True)
-class StudyLayout:
-    """Paths inside the directory of a study; creates nothing by itself."""
-
-    root: Path
-
-    @property
-    def scenario(self) -> Path:
-        return self.root / "scenario.toml"
-
-    @property
-    def environment(self) -> Path:
-        return self.root / "environment.json"
+class StudyLayout(_Layout):
+    """Paths inside the directory of a study."""
 
     @property
     def cells(self) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from clients.defenses import Defense
+from fedleak.attacks import Attack
 from fedleak.components import Component
 from fedleak.data.batches import batches, client_split
 from fedleak.errors import Problem, ScenarioError
-from fedleak.models import DROPOUT_NOTE, build, has_dropout
-from fedleak.records import DataSplits, Indices, TrainingFacts, Truth
+from fedleak.models import DROPOUT_NOTE, Architecture, Init, build, has_dropout
+from fedleak.records import Dataset, DataSplits, Indices, TrainingFacts, Truth
 from fedleak.scenario.schema import Scenario
 from fedleak.seeding import stream
 from fedleak.traps import NoTrap
@@ -47,15 +50,7 @@ class Prepared:
 
     def fresh(self, seed: int) -> nn.Module:
         """The architecture with initial weights of another draw than the scenario's."""
-        train = self.splits.train
-        return build(
-            self.scenario.model,
-            self.scenario.init,
-            train.input_shape,
-            train.classes,
-            seed,
-            tokens=len(train.vocabulary),
-        )
+        return _built(self.scenario.model, self.scenario.init, self.splits.train, seed)
 
     def served(self) -> Served:
         """What the central party knows of the federation."""
@@ -147,32 +142,28 @@ def _prepare(scenario_json: str) -> Prepared:
     prepared = Prepared(scenario, splits, partitions)
     served = prepared.served()
     problems = list(scenario.server.problems(served))
-    problems += [
-        Problem(f"client.defenses.{index}", f"{defense.kind} is unsupported: {reason}")
-        for index, defense in enumerate(scenario.client.defenses)
-        if (
-            reason := defense.unsupported(
-                served.model, prepared.facts(0, 1), splits.train.input_shape, splits.train.classes
-            )
-        )
-    ]
+    problems += _unsupported("client.defenses", scenario.client.defenses, served.model, prepared)
     try:
         model = scenario.server.model_sent(served)
     except NoTrap as lost:
         problems.append(Problem("server", f"{scenario.server.kind} is unsupported: {lost}."))
         raise ScenarioError(problems) from lost
-    problems += [
-        Problem(f"audit.attacks.{index}", f"{attack.kind} is unsupported: {reason}")
-        for index, attack in enumerate(scenario.audit.attacks)
-        if (
-            reason := attack.unsupported(
-                model, prepared.facts(0, 1), splits.train.input_shape, splits.train.classes
-            )
-        )
-    ]
+    problems += _unsupported("audit.attacks", scenario.audit.attacks, model, prepared)
     if problems:
         raise ScenarioError(problems)
     return prepared
+
+
+def _unsupported(
+    path: str, components: Sequence[Attack | Defense], model: nn.Module, prepared: Prepared
+) -> Iterator[Problem]:
+    """Attacks or defenses that cannot work on the model, and why."""
+    train = prepared.splits.train
+    facts = prepared.facts(0, 1)
+    for index, component in enumerate(components):
+        reason = component.unsupported(model, facts, train.input_shape, train.classes)
+        if reason:
+            yield Problem(f"{path}.{index}", f"{component.kind} is unsupported: {reason}")
 
 
 @dataclass(frozen=True)
@@ -210,12 +201,9 @@ def _model_of(scenario: Scenario) -> nn.Module:
 
 @functools.lru_cache(maxsize=1)
 def _model(source: _Key, model: _Key, init: _Key, seed: int) -> nn.Module:
-    train = _load(source).train
-    return build(
-        model.component,
-        init.component,
-        train.input_shape,
-        train.classes,
-        seed,
-        tokens=len(train.vocabulary),
-    )
+    return _built(model.component, init.component, _load(source).train, seed)
+
+
+def _built(model: Architecture, init: Init, train: Dataset, seed: int) -> nn.Module:
+    """A network that takes the data, with initial weights drawn from the seed."""
+    return build(model, init, train.input_shape, train.classes, seed, tokens=len(train.vocabulary))
