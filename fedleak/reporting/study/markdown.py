@@ -10,13 +10,11 @@ from fedleak.reporting.study.comparison import compared
 from fedleak.reporting.study.results import StudyResults, read_study
 from fedleak.reporting.study.tables import (
     answer,
-    columns,
     courses,
     extent,
     failures,
-    lines,
+    main_table,
     note_on_intervals,
-    row_heads,
     settings,
     with_interval,
     worst_missed,
@@ -70,14 +68,8 @@ def _published(results: StudyResults) -> _Table:
 
 
 def _measured(results: StudyResults) -> _Table:
-    table, shown = lines(results), columns(results)
-    heads = row_heads(results, table)
-    head = [*(name for name, _ in heads), *(column.head for column in shown)]
-    rows = [
-        [*(cells[i] for _, cells in heads), *(with_interval(c.of(line)) for c in shown)]
-        for i, line in enumerate(table)
-    ]
-    return head, rows
+    table = main_table(results)
+    return [*table.keys, *table.metrics], [[*keys, *values] for keys, values in table.rows]
 
 
 def _over_rounds(results: StudyResults) -> Iterable[_Table]:

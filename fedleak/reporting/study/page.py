@@ -10,14 +10,11 @@ from fedleak.reporting.study.figures import MOST_SERIES, figures
 from fedleak.reporting.study.results import read_study
 from fedleak.reporting.study.tables import (
     answer,
-    columns,
     extent,
     failures,
-    lines,
+    main_table,
     note_on_intervals,
-    row_heads,
     settings,
-    with_interval,
     worst_missed,
 )
 
@@ -33,8 +30,6 @@ def write_study_page(directory: Path) -> Path:
         CaptureError: A file of it is damaged; the message names the file.
     """
     results = read_study(directory)
-    table, shown = lines(results), columns(results)
-    heads = row_heads(results, table)
     page = fill(
         "study/page.html.j2",
         results=results,
@@ -42,15 +37,7 @@ def write_study_page(directory: Path) -> Path:
         answer=answer(results),
         extent=extent(results),
         missed=worst_missed(results),
-        heads=[head for head, _ in heads],
-        columns=[column.head for column in shown],
-        rows=[
-            (
-                [cells[i] for _, cells in heads],
-                [with_interval(column.of(line)) for column in shown],
-            )
-            for i, line in enumerate(table)
-        ],
+        table=main_table(results),
         note=note_on_intervals(results),
         compared=compared(results),
         keys=list(settings(results, results.cells[0])),

@@ -315,3 +315,29 @@ def courses(results: StudyResults) -> list[Course]:
 def finite(value: float | None) -> bool:
     """Whether a value can be drawn."""
     return value is not None and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class MainTable:
+    """What was measured, in words: a row is what tells a cell apart, and its values."""
+
+    keys: tuple[str, ...]
+    metrics: tuple[str, ...]
+    rows: tuple[tuple[list[str], list[str]], ...]
+
+
+def main_table(results: StudyResults) -> MainTable:
+    """The table of all cells with the main metrics side by side."""
+    table, shown = lines(results), columns(results)
+    heads = row_heads(results, table)
+    return MainTable(
+        keys=tuple(head for head, _ in heads),
+        metrics=tuple(column.head for column in shown),
+        rows=tuple(
+            (
+                [cells[i] for _, cells in heads],
+                [with_interval(column.of(line)) for column in shown],
+            )
+            for i, line in enumerate(table)
+        ),
+    )
