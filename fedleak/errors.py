@@ -9,7 +9,8 @@ FedLeakError
 ├── StudyIncomplete  7  runs of a study failed; the others and their table are there
 ├── UpdateRejected   -  one client's update was refused; the round goes on
 ├── RoundRefused     -  one client did not take part; the round goes on
-└── AttackFailed     -  an attack came to nothing; its cell is recorded as failed
+├── AttackFailed     -  an attack came to nothing; its cell is recorded as failed
+└── MeasureFailed    -  a measure is undefined for a capture; likewise
 
 A user's mistake raises one of these and is printed without a traceback; any
 other exception is a bug and keeps its traceback.
@@ -95,6 +96,10 @@ class RoundRefused(FedLeakError):
 
 class AttackFailed(FedLeakError):
     """An attack could not work on an observation, or all its candidates diverged."""
+
+
+class MeasureFailed(FedLeakError):
+    """A measure is undefined for what was captured."""
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

@@ -1,10 +1,12 @@
-"""Scores: how close a reconstruction comes to the truth, each in its own file."""
+"""Scores (how close a reconstruction comes to the truth) and measures (how much a model, a
+capture or an update gives away), each in its own file."""
 
 from __future__ import annotations
 
 from fedleak.measures.extraction import EXTRACTION_SCORES, ExtractionScore, extraction
 from fedleak.measures.label_accuracy import LabelAccuracy
 from fedleak.measures.matching import match
+from fedleak.measures.measure import Evidence, Measure, Value
 from fedleak.measures.mse import MSE
 from fedleak.measures.psnr import PSNR
 from fedleak.measures.score import InputScore, SampleScore, Score
@@ -13,20 +15,25 @@ from fedleak.measures.token_accuracy import TokenAccuracy
 
 SAMPLE_SCORES: tuple[type[SampleScore], ...] = (MSE, PSNR, SSIM, TokenAccuracy, LabelAccuracy)
 SCORES: tuple[type[Score], ...] = (*SAMPLE_SCORES, *EXTRACTION_SCORES)
+MEASURES: tuple[type[Measure], ...] = ()
 
 __all__ = [
     "EXTRACTION_SCORES",
+    "MEASURES",
     "MSE",
     "PSNR",
     "SAMPLE_SCORES",
     "SCORES",
     "SSIM",
+    "Evidence",
     "ExtractionScore",
     "InputScore",
     "LabelAccuracy",
+    "Measure",
     "SampleScore",
     "Score",
     "TokenAccuracy",
+    "Value",
     "extraction",
     "match",
 ]
