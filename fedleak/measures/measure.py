@@ -75,10 +75,12 @@ class Measure(Component, ABC):
         of: Whether it is about what one client released in a round, or about the model that
             a round's clients were sent. What is of a round is computed once for it.
         needs: What of the evidence must be there.
+        metrics: Names of all metrics that its values may have, which expectations can name.
     """
 
     of: ClassVar[Literal["client", "round"]] = "client"
     needs: ClassVar[frozenset[Literal["truth", "data", "release"]]] = frozenset()
+    metrics: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def unsupported(
