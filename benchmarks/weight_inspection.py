@@ -106,8 +106,16 @@ def inspected(prepared: Prepared, came: Weights, before: Weights | None) -> Mapp
     for round, weights in enumerate([came] if before is None else [before, came], start=1):
         model: nn.Module = prepared.model()
         model.load_state_dict(dict(weights))
-        facts = prepared.facts(0, 1)
-        turn = Turn(prepared.scenario.seed, 0, round, facts, prepared.fresh, state, defense.kind)
+        turn = Turn(
+            seed=prepared.scenario.seed,
+            client=0,
+            round=round,
+            rounds=2,
+            facts=prepared.facts(0, 1),
+            fresh=prepared.fresh,
+            state=state,
+            label=defense.kind,
+        )
         metrics = defense.receive(model, turn)
     return metrics
 

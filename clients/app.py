@@ -17,8 +17,8 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
-from clients.defenses import Turn, received, released
-from clients.training import train
+from clients.defenses import Turn
+from clients.local_round import local_round
 from fedleak.errors import RoundRefused
 from fedleak.models.evaluation import evaluate
 from fedleak.records import DISCLOSURE, REFUSED
@@ -60,30 +60,33 @@ def client_app(scenario_of: Callable[[Context], Scenario]) -> ClientApp:
         round = _int(config["server-round"])
         mu = config.get("proximal-mu", 0.0)
         facts = prepared.facts(client, round, float(mu) if isinstance(mu, (int, float)) else 0.0)
-        defenses = scenario.client.defenses
-        turn = Turn(scenario.seed, client, round, facts, prepared.fresh, context.state)
-        with reproducible(derive(scenario.seed, "training", client=client, round=round)):
-            model = prepared.model()
-            model.load_state_dict(arrays.to_torch_state_dict())
-            try:
-                seen = received(defenses, model, turn)
-            except RoundRefused as refusal:
-                return Message(Error(REFUSED, str(refusal)), reply_to=message)
-            loss = train(
+        turn = Turn(
+            seed=scenario.seed,
+            client=client,
+            round=round,
+            rounds=scenario.federation.rounds,
+            facts=facts,
+            fresh=prepared.fresh,
+            state=context.state,
+        )
+        model = prepared.model()
+        model.load_state_dict(arrays.to_torch_state_dict())
+        try:
+            metrics = local_round(
                 model,
                 prepared.splits.train,
                 prepared.batches(client, round),
-                facts,
+                scenario.client.defenses,
+                turn,
                 torch.device(scenario.client.device),
             )
-            sent = released(defenses, model.cpu(), arrays.to_torch_state_dict(), turn)
+        except RoundRefused as refusal:
+            return Message(Error(REFUSED, str(refusal)), reply_to=message)
         disclosed = {k.replace("_", "-"): v for k, v in dataclasses.asdict(facts).items()}
         content = RecordDict(
             {
                 "arrays": ArrayRecord(model.state_dict()),
-                "metrics": MetricRecord(
-                    {"num-examples": facts.examples, "train_loss": loss, **seen, **sent}
-                ),
+                "metrics": MetricRecord({"num-examples": facts.examples, **metrics}),
                 DISCLOSURE: ConfigRecord({"partition-id": client, **disclosed}),
             }
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ def train(
     batches: Sequence[Indices],
     facts: TrainingFacts,
     device: torch.device,
+    act: Callable[[Tensor, Tensor], None] = lambda inputs, labels: None,
 ) -> float:
     """Train in place with SGD on the given batches.
 
@@ -26,6 +27,8 @@ def train(
         batches: Samples of each step, in order.
         facts: Learning rate, momentum, weight decay, proximal term, mode.
         device: Where to compute.
+        act: Called in each step with inputs and labels, when the parameters hold the
+            gradient of the loss and the optimiser has not taken it yet (see `acting`).
 
     Returns:
         Mean cross-entropy over the samples of all steps, each before its step.
@@ -46,6 +49,7 @@ def train(
         loss = functional.cross_entropy(model(inputs), labels)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        act(inputs, labels)
         if facts.proximal_mu:
             _add_proximal_term(model, received, facts.proximal_mu)
         optimiser.step()

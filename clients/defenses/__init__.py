@@ -1,7 +1,16 @@
 """Defenses: what clients do against a central party that looks at their updates."""
 
 import fedleak  # noqa: F401  # first: switches Flower's telemetry off
-from clients.defenses.defense import Defense, Turn, Update, received, released
+from clients.defenses.defense import (
+    Defense,
+    Metrics,
+    Step,
+    Turn,
+    Update,
+    acting,
+    received,
+    released,
+)
 from clients.defenses.gradient_pruning import GradientPruning
 from clients.defenses.update_noise import UpdateNoise
 from clients.defenses.weight_inspection import WeightInspection
@@ -12,10 +21,13 @@ __all__ = [
     "DEFENSES",
     "Defense",
     "GradientPruning",
+    "Metrics",
+    "Step",
     "Turn",
     "Update",
     "UpdateNoise",
     "WeightInspection",
+    "acting",
     "received",
     "released",
 ]

@@ -1,9 +1,11 @@
-"""What every defense is: a component that acts before or after a client's local training."""
+"""What every defense is: a component that acts before, in or after a client's local training."""
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -20,6 +22,8 @@ Update = Mapping[str, Tensor]
 """By parameter, ``(sent - trained) / lr`` in float64: the sum of the steps' gradients."""
 Metrics = Mapping[str, float]
 """What a defense reports of a round, by name; the same names in every round."""
+Step = Callable[[Tensor, Tensor], Metrics]
+"""What a defense does in a local step, given the batch's inputs and labels."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Turn:
         seed: The scenario's seed.
         client: Partition id of the client.
         round: Round number, from 1.
+        rounds: Rounds that are planned.
         facts: What the client discloses of its training in the round.
         fresh: Draws initial weights of the federation's model, from a seed.
         state: What the client keeps from round to round.
@@ -39,6 +44,7 @@ class Turn:
     seed: int
     client: int
     round: int
+    rounds: int
     facts: TrainingFacts
     fresh: Callable[[int], nn.Module]
     state: RecordDict
@@ -56,7 +62,11 @@ class Turn:
 
 
 class Defense(Component, ABC):
-    """Something a client does for its privacy; acts in one of two places, or in both."""
+    """Something a client does for its privacy, in one or more of four places.
+
+    `receive` looks at what came in, `training` wraps local training, `step` acts within each
+    of its steps, `release` changes what goes out.
+    """
 
     repeatable: ClassVar[bool] = False
     """Whether several of the kind may act in one client."""
@@ -74,8 +84,13 @@ class Defense(Component, ABC):
             classes: Number of classes.
         """
 
-    def note(self, model: nn.Module) -> str | None:
-        """A sentence that a reader of the results must know, if there is one."""
+    def note(self, model: nn.Module, facts: Sequence[TrainingFacts]) -> str | None:
+        """A sentence that a reader of the results must know, if there is one.
+
+        Args:
+            model: The architecture as a client trains it.
+            facts: What clients disclose of their training; those that differ.
+        """
         return None
 
     def receive(self, model: nn.Module, turn: Turn) -> Metrics:
@@ -87,6 +102,45 @@ class Defense(Component, ABC):
 
         Raises:
             RoundRefused: The client does not take part in the round; says why.
+        """
+        return {}
+
+    @contextmanager
+    def training(self, model: nn.Module, turn: Turn) -> Iterator[Step]:
+        """Wrap local training: change how the model is run, keep what steps share.
+
+        A defense that needs neither does its part in `step`. One that only changes how the
+        model is run hands on ``functools.partial(self.step, model, turn=turn)`` as this does.
+
+        Args:
+            model: Holds the parameters received. What is done to it is undone on leaving,
+                training itself apart.
+            turn: The round.
+
+        Yields:
+            What is called in each local step, in place of `step`.
+        """
+        yield functools.partial(self.step, model, turn=turn)
+
+    def step(self, model: nn.Module, inputs: Tensor, labels: Tensor, turn: Turn) -> Metrics:
+        """Change the gradient of one local step, before the optimiser takes it.
+
+        Momentum, weight decay and FedProx's pull come after it.
+
+        Args:
+            model: In training mode where the client trains so. Each trained parameter's
+                ``.grad`` is the gradient of the batch's mean cross-entropy, or what
+                defenses before this one made of it; may be changed in place or replaced.
+                Nothing else of the model may change, and no ``.grad`` be left behind that
+                is not to be taken.
+            inputs: ``(b, *input)``, the batch, on the model's device. Of sampled batches
+                ``b`` may be 0; the gradient is then zero.
+            labels: ``(b,)`` int64.
+            turn: The round. Its streams start anew whenever they are asked for: what draws
+                in every step does so in `training`, from one generator.
+
+        Returns:
+            What is reported of the round; the last step's values count.
         """
         return {}
 
@@ -118,6 +172,35 @@ def received(defenses: Sequence[Defense], model: nn.Module, turn: Turn) -> dict[
     for defense, own in _turns(defenses, turn):
         metrics |= _named(own, defense.receive(model, own))
     return metrics
+
+
+@contextmanager
+def acting(
+    defenses: Sequence[Defense], model: nn.Module, turn: Turn, metrics: dict[str, float]
+) -> Iterator[Callable[[Tensor, Tensor], None]]:
+    """Let defenses act in local training, one after the other in each step.
+
+    Args:
+        defenses: In the order in which they act.
+        model: Holds the parameters received.
+        turn: The round.
+        metrics: Takes what they report.
+
+    Yields:
+        What is called in each local step, with the batch's inputs and labels, when the
+        parameters hold its gradient.
+    """
+    with ExitStack() as stack:
+        steps = [
+            (own, stack.enter_context(defense.training(model, own)))
+            for defense, own in _turns(defenses, turn)
+        ]
+
+        def act(inputs: Tensor, labels: Tensor) -> None:
+            for own, step in steps:
+                metrics.update(_named(own, step(inputs, labels)))
+
+        yield act
 
 
 def released(

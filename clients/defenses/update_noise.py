@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -71,7 +72,7 @@ class UpdateNoise(Defense):
                 )
         return None
 
-    def note(self, model: nn.Module) -> str | None:
+    def note(self, model: nn.Module, facts: Sequence[TrainingFacts]) -> str | None:
         lacking = self._lacking(model)
         if lacking is not None:
             return f"update-noise gives no differential privacy guarantee: {lacking}."

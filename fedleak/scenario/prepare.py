@@ -72,7 +72,9 @@ class Prepared:
         """Sentences that a reader of the results must know."""
         model = _model_of(self.scenario)
         trained = self.scenario.client.train_mode and has_dropout(model)
-        said = [defense.note(model) for defense in self.scenario.client.defenses]
+        defenses = self.scenario.client.defenses
+        facts = self.different_facts if defenses else ()
+        said = [defense.note(model, facts) for defense in defenses]
         return (*((DROPOUT_NOTE,) if trained else ()), *(note for note in said if note))
 
     def local(self, client: int) -> tuple[Indices, Indices]:
@@ -110,6 +112,11 @@ class Prepared:
             train_mode=settings.train_mode,
         )
 
+    @functools.cached_property
+    def different_facts(self) -> tuple[TrainingFacts, ...]:
+        """What clients disclose in the first round: each that differs from others, once."""
+        return tuple(dict.fromkeys(self.facts(client, 1) for client in range(len(self.partitions))))
+
     def truth(self, client: int, round: int) -> Truth:
         """The distinct samples that a client trained on, in the order of first use."""
         used = np.concatenate(self.batches(client, round))
@@ -142,27 +149,33 @@ def _prepare(scenario_json: str) -> Prepared:
     prepared = Prepared(scenario, splits, partitions)
     served = prepared.served()
     problems = list(scenario.server.problems(served))
-    problems += _unsupported("client.defenses", scenario.client.defenses, served.model, prepared)
+    defenses = scenario.client.defenses
+    if defenses:
+        facts = prepared.different_facts
+        problems += _unsupported("client.defenses", defenses, served.model, facts, splits.train)
     try:
         model = scenario.server.model_sent(served)
     except NoTrap as lost:
         problems.append(Problem("server", f"{scenario.server.kind} is unsupported: {lost}."))
         raise ScenarioError(problems) from lost
-    problems += _unsupported("audit.attacks", scenario.audit.attacks, model, prepared)
+    facts = (prepared.facts(0, 1),)
+    problems += _unsupported("audit.attacks", scenario.audit.attacks, model, facts, splits.train)
     if problems:
         raise ScenarioError(problems)
     return prepared
 
 
 def _unsupported(
-    path: str, components: Sequence[Attack | Defense], model: nn.Module, prepared: Prepared
+    path: str,
+    components: Sequence[Attack | Defense],
+    model: nn.Module,
+    facts: Sequence[TrainingFacts],
+    train: Dataset,
 ) -> Iterator[Problem]:
-    """Attacks or defenses that cannot work on the model, and why."""
-    train = prepared.splits.train
-    facts = prepared.facts(0, 1)
+    """Attacks or defenses that cannot work on the model with any of the facts, and why."""
     for index, component in enumerate(components):
-        reason = component.unsupported(model, facts, train.input_shape, train.classes)
-        if reason:
+        reasons = (component.unsupported(model, f, train.input_shape, train.classes) for f in facts)
+        if reason := next(filter(None, reasons), None):
             yield Problem(f"{path}.{index}", f"{component.kind} is unsupported: {reason}")
 
 

@@ -24,12 +24,13 @@ def turn():
     """Makes a client's turn; the same client keeps its state."""
     states = {}
 
-    def make(client=0, round=1, lr=0.5, seed=1):
+    def make(client=0, round=1, lr=0.5, seed=1, rounds=10, **facts):
         return Turn(
             seed=seed,
             client=client,
             round=round,
-            facts=TrainingFacts(lr=lr, steps=1, batch_size=8, examples=8),
+            rounds=rounds,
+            facts=TrainingFacts(**{"lr": lr, "steps": 1, "batch_size": 8, "examples": 8, **facts}),
             fresh=network,
             state=states.setdefault(client, RecordDict()),
         )

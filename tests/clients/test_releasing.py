@@ -207,7 +207,7 @@ def test_epsilon_composes_over_the_rounds_of_a_client(model, turn):
 )
 def test_without_a_guarantee_none_is_claimed(model, turn, settings, why):
     defense = UpdateNoise(**settings)
-    note = defense.note(model)
+    note = defense.note(model, [FACTS])
     assert "no differential privacy guarantee" in note
     assert why in note
     metrics = released([defense], trained(model), sent_of(model), turn())
@@ -217,8 +217,8 @@ def test_without_a_guarantee_none_is_claimed(model, turn, settings, why):
 def test_batch_norms_statistics_void_the_guarantee():
     defense = UpdateNoise(clip=1.0, scale=1.0)
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-    assert "'1.running_mean'" in defense.note(model)
-    assert "no differential" not in defense.note(model[0])
+    assert "'1.running_mean'" in defense.note(model, [FACTS])
+    assert "no differential" not in defense.note(model[0], [FACTS])
 
 
 def test_a_layer_that_does_not_exist_is_refused_with_those_that_do(model):

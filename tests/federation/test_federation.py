@@ -125,18 +125,18 @@ def test_flowers_words_go_to_the_log_and_the_terminal_stays_quiet(tmp_path, capf
 
 
 def test_a_client_that_raises_is_absent_and_the_rest_go_on(tmp_path, monkeypatch):
-    import clients.app
+    import clients.local_round
 
-    train = clients.app.train
+    train = clients.local_round.train
 
-    def faulty(model, dataset, batches, facts, device):
+    def faulty(model, dataset, batches, *rest):
         if set(batches[0]) <= set(prepared.partitions[2]):
             raise RuntimeError("disk full on the phone")
-        return train(model, dataset, batches, facts, device)
+        return train(model, dataset, batches, *rest)
 
     scenario = load_scenario(SCENARIO, ["federation.clients_per_round=4"])
     prepared = prepare(scenario)
-    monkeypatch.setattr(clients.app, "train", faulty)
+    monkeypatch.setattr(clients.local_round, "train", faulty)
     place = run(scenario, runs=tmp_path)
     manifest = json.loads(RunLayout(place).manifest.read_text())["rounds"]
     assert [manifest[number]["absent"] for number in ("1", "2")] == [["client-002"]] * 2
@@ -144,12 +144,12 @@ def test_a_client_that_raises_is_absent_and_the_rest_go_on(tmp_path, monkeypatch
 
 
 def test_losing_the_quorum_stops_the_run_and_says_why(tmp_path, monkeypatch):
-    import clients.app
+    import clients.local_round
 
     def broken(*_):
         raise RuntimeError("no power")
 
-    monkeypatch.setattr(clients.app, "train", broken)
+    monkeypatch.setattr(clients.local_round, "train", broken)
     told = r"round 1: 0 of 3 clients .* RuntimeError: no power\. .* log: /"
     with pytest.raises(QuorumLost, match=told):
         run(load_scenario(SCENARIO), runs=tmp_path)

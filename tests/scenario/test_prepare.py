@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-import clients.app
+import clients.local_round
 from fedleak.captures import CaptureStore
 from fedleak.errors import ScenarioError
 from fedleak.federation import run
@@ -50,7 +50,7 @@ def trained(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         )
         prepared = prepare(scenario)
         batches: dict[bytes, list[npt.NDArray[np.int64]]] = {}
-        train = clients.app.train
+        train = clients.local_round.train
 
         def recording(model: Any, dataset: Any, chosen: Any, *rest: Any) -> float:
             loss: float = train(model, dataset, chosen, *rest)
@@ -58,7 +58,7 @@ def trained(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
             batches[result] = [np.array(batch) for batch in chosen]
             return loss
 
-        monkeypatch.setattr(clients.app, "train", recording)
+        monkeypatch.setattr(clients.local_round, "train", recording)
         store = CaptureStore(run(scenario, directory=tmp_path / "run"))
         made = Trained(prepared, store, {})
         for partition_id, round in made.rounds():
