@@ -17,9 +17,21 @@ from fedleak.data.partitioning import (
 )
 from fedleak.data.source import Source
 from fedleak.data.text_jsonl import TextJsonl
-from fedleak.data.torchvision_sets import Cifar10, Cifar100, FashionMnist, Mnist
+from fedleak.data.torchvision_sets import CelebA, Cifar10, Cifar100, FashionMnist, Lfw, Mnist
 
-SOURCES = (Mnist5k, Digits, Mnist, FashionMnist, Cifar10, Cifar100, Npz, ImageFolder, TextJsonl)
+SOURCES = (
+    Mnist5k,
+    Digits,
+    Mnist,
+    FashionMnist,
+    Cifar10,
+    Cifar100,
+    Lfw,
+    CelebA,
+    Npz,
+    ImageFolder,
+    TextJsonl,
+)
 PARTITIONS = (IidPartition, PathologicalPartition, DirichletPartition, NaturalPartition)
 
 __all__ = [

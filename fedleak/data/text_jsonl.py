@@ -24,6 +24,9 @@ from fedleak.records import Dataset, DataSplits
 PADDING, UNKNOWN = "<padding>", "<unknown>"
 """Words of the tokens 0 and 1."""
 
+_WORDS = "words"
+"""The attribute that every text has, its length."""
+
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _MARKUP = re.compile(r"<[^<>]*>")
 
@@ -54,7 +57,9 @@ class TextJsonl(Source):
     text: str = Field("text", description="key of a line's text")
     label: str = Field("label", description="key of its label")
     attributes: tuple[str, ...] = Field(
-        (), description="further keys with one value per text, for example a rating"
+        (),
+        description="further keys with one value per text, for example a rating; 'words', where "
+        "lines have no such key, is the number of words of the whole text",
     )
     length: int = Field(250, ge=1, le=100_000, description="tokens of a text")
     vocabulary: int = Field(
@@ -130,7 +135,7 @@ class TextJsonl(Source):
             ("label", self.label),
             *(("attributes", name) for name in self.attributes),
         ]:
-            if name not in present:
+            if name not in present and (field, name) != ("attributes", _WORDS):
                 raise ScenarioError(
                     Problem(
                         f"data.{field}",
@@ -138,7 +143,8 @@ class TextJsonl(Source):
                         + nearest(name, present),
                     )
                 )
-        texts.words.append(_WORD.findall(_MARKUP.sub(" ", str(entry[self.text])).lower()))
+        words = _WORD.findall(_MARKUP.sub(" ", str(entry[self.text])).lower())
+        texts.words.append(words)
         texts.labels.append(entry[self.label])
         for name in self.attributes:
-            texts.attributes[name].append(entry[name])
+            texts.attributes[name].append(entry.get(name, len(words)))

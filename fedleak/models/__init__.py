@@ -17,10 +17,24 @@ from fedleak.models.initialisation import (
 )
 from fedleak.models.lenet import LeNet, LeNetDlg
 from fedleak.models.mlp import Mlp
+from fedleak.models.mo import VGG9, AlexNet, TextClf
 from fedleak.models.resnet18 import ResNet18
 from fedleak.models.text import BoenischText
+from fedleak.models.transformer import TextTransformer
 
-MODELS = (Mlp, LeNetDlg, LeNet, BoenischFc, BoenischCnn, ResNet18, BoenischText)
+MODELS = (
+    Mlp,
+    LeNetDlg,
+    LeNet,
+    AlexNet,
+    VGG9,
+    BoenischFc,
+    BoenischCnn,
+    ResNet18,
+    BoenischText,
+    TextClf,
+    TextTransformer,
+)
 INITS = (DefaultInit, UniformInit, NormalInit, XavierInit, KaimingInit)
 
 __all__ = [

@@ -95,3 +95,15 @@ def image_shape(input_shape: tuple[int, ...], kind: str) -> tuple[int, int, int]
         raise ScenarioError(Problem("model.kind", message))
     channels, height, width = input_shape
     return channels, height, width
+
+
+def text_length(input_shape: tuple[int, ...], kind: str) -> int:
+    """Tokens of a text, for models that need texts.
+
+    Raises:
+        ScenarioError: The samples are not texts.
+    """
+    if len(input_shape) != 1:
+        message = f"{kind!r} needs texts (length,); the data has samples {input_shape}."
+        raise ScenarioError(Problem("model.kind", message))
+    return input_shape[0]

@@ -8,8 +8,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from fedleak.errors import Problem, ScenarioError
-from fedleak.models.architecture import Architecture
+from fedleak.models.architecture import Architecture, text_length
 from fedleak.models.mlp import Width, dense_layers
 
 
@@ -35,11 +34,9 @@ class BoenischText(Architecture):
         Raises:
             ScenarioError: The samples are not texts.
         """
-        if len(input_shape) != 1:
-            message = f"{self.kind!r} needs texts (length,); the data has samples {input_shape}."
-            raise ScenarioError(Problem("model.kind", message))
+        length = text_length(input_shape, self.kind)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         layers["embedding"] = embedding = nn.Embedding(self.tokens, self.dimension)
         nn.init.uniform_(embedding.weight)
-        dense = dense_layers(input_shape[0] * self.dimension, self.widths, classes)
+        dense = dense_layers(length * self.dimension, self.widths, classes)
         return nn.Sequential(layers | dense)

@@ -182,3 +182,29 @@ def test_real_photos_with_a_table(real_data: Path, tmp_path: Path) -> None:
     square = photo.crop((left, top, left + side, top + side)).resize((224, 224), Image.BILINEAR)
     difference = np.asarray(square, float).transpose(2, 0, 1) - splits.train.inputs[0]
     assert np.abs(difference).mean() < 3
+
+
+def test_only_the_middle_is_used(tmp_path: Path, refused: Callable[..., str]) -> None:
+    pixels = np.zeros((20, 30, 3), dtype=np.uint8)
+    pixels[5:15, 11:19] = 90
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "one.png")
+    splits = ImageFolder(path=tmp_path, size=(5, 4), crop=(10, 8)).load()
+    assert np.unique(splits.train.inputs).tolist() == [90]
+    wider = ImageFolder(path=tmp_path, size=(5, 4), crop=(10, 31))
+    assert "has 20x30 pixels" in refused("data.crop", wider.load)
+
+
+def test_faces(real_data: Path) -> None:
+    folder = real_data / "lfw"
+    splits = ImageFolder(
+        path=folder / "images",
+        attributes=folder / "labels.csv",
+        label="gender",
+        size=(62, 47),
+        crop=(125, 94),
+    ).load()
+    assert splits.train.inputs.shape == (720, 3, 62, 47)
+    assert np.bincount(splits.test.labels).tolist() == [90, 90]
+    assert len(np.unique(splits.train.attributes["identity"])) == 720

@@ -47,6 +47,16 @@ def test_the_most_frequent_words_are_the_vocabulary(tmp_path: Path, suffix: str)
     assert splits.train.samples(np.array([1])).dtype == np.int64
 
 
+def test_words_are_counted_in_the_whole_text(tmp_path: Path) -> None:
+    splits = loaded(tmp_path, attributes=["words", "rating"])
+    assert splits.train.attributes["words"].tolist() == [7, 5, 0]
+    assert splits.test.attributes["words"].tolist() == [3]
+    # A key of that name is the user's own.
+    train = written(tmp_path / "own.jsonl", [{**line, "words": "few"} for line in LINES])
+    own = TextJsonl(train=train, attributes=["words"], test_fraction=0.34).load()
+    assert own.train.attributes["words"].tolist() == ["few", "few"]
+
+
 def test_a_small_vocabulary_leaves_words_unknown(tmp_path: Path) -> None:
     splits = loaded(tmp_path, vocabulary=4)
     assert splits.train.vocabulary == WORDS[:4]
@@ -95,9 +105,13 @@ def test_imdb(real_data: Path) -> None:
     """All reviews, the paper's 250 tokens of 10,000 words."""
     folder = real_data / "imdb"
     splits = TextJsonl(
-        train=folder / "imdb_train.jsonl.gz", test=folder / "imdb_test.jsonl.gz"
+        train=folder / "imdb_train.jsonl.gz",
+        test=folder / "imdb_test.jsonl.gz",
+        attributes=["rating", "words"],
     ).load()
     assert splits.train.inputs.shape == (4000, 250) and splits.test.inputs.shape == (2000, 250)
+    words, held = splits.train.attributes["words"], (splits.train.inputs > 0).sum(1)
+    assert np.array_equal(np.minimum(words, 250), held) and words.max() > 1000
     assert len(splits.train.vocabulary) == 10_000
     assert splits.train.vocabulary[2] == "the"
     assert splits.train.labels.mean() == 0.5

@@ -9,9 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from torchvision import datasets
 
-from fedleak.data.torchvision_sets import Cifar10, Cifar100, FashionMnist, Mnist, TorchvisionSet
+from fedleak.data.torchvision_sets import (
+    CelebA,
+    Cifar10,
+    Cifar100,
+    FashionMnist,
+    Lfw,
+    Mnist,
+    TorchvisionSet,
+)
 from fedleak.errors import ScenarioError
 
 SETS = (Mnist, FashionMnist, Cifar10, Cifar100)
@@ -148,3 +157,114 @@ def test_who_wrote_mnist(real_data: Path) -> None:
     source = Mnist(root=real_data / "mnist", writers=real_data / "qmnist-writers")
     train = source.load().train
     assert len(np.unique(train.attributes["writer"])) == 539
+    # A private attribute: the population of the writers, which the class does not tell.
+    assert np.unique(train.attributes["series"]).tolist() == [0, 4]
+
+
+def write_image(path: Path, value: int, height: int = 250, width: int = 250) -> None:
+    """Grey ``value``, with a white frame outside the middle 125x94 pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((height, width, 3), 255, dtype=np.uint8)
+    top, left = (height - 125) // 2, (width - 94) // 2
+    pixels[top : top + 125, left : left + 94] = value
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def lfw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five images of three people, in torchvision's layout."""
+    folder = tmp_path / "lfw-py"
+    people = {"Ann_B": 2, "Carl_D": 1, "Eve_F": 2}
+    for person, (name, count) in enumerate(people.items()):
+        for number in range(1, count + 1):
+            file = folder / "lfw_funneled" / name / f"{name}_{number:04d}.jpg"
+            write_image(file, 50 * person + number)
+    (folder / "lfw-names.txt").write_text("".join(f"{n}\t{c}\n" for n, c in people.items()))
+    folds = [list(people.items())[:2], list(people.items())[2:]]
+    lines = ["2"]
+    for fold in folds:
+        lines += [str(len(fold)), *(f"{name}\t{count}" for name, count in fold)]
+    (folder / "people.txt").write_text("\n".join(lines) + "\n")
+    # The archive and the checksums of the real files are all that is missing.
+    monkeypatch.setattr(
+        datasets.LFWPeople, "_check_integrity", lambda self: Path(self.root, "people.txt").exists()
+    )
+    return tmp_path
+
+
+def test_lfw_people(lfw: Path, refused: Callable[..., str]) -> None:
+    splits = Lfw(root=lfw).load()
+    assert splits.train.inputs.shape[1:] == (3, 62, 47) and splits.train.classes == 3
+    parts = (splits.train, splits.test)
+    assert sum(map(len, parts)) == 5
+    found = [
+        (str(name), int(label), round(float(image.mean())))
+        for part in parts
+        for name, label, image in zip(
+            part.attributes["identity"], part.labels, part.inputs, strict=True
+        )
+    ]
+    # The frame is cropped away: each image is one grey.
+    assert sorted(found) == [
+        ("Ann_B", 0, 1), ("Ann_B", 0, 2), ("Carl_D", 1, 51), ("Eve_F", 2, 101), ("Eve_F", 2, 102),
+    ]  # fmt: skip
+    table = lfw / "table.csv"
+    files = [f"{n}/{n}_{i:04d}.jpg" for n, i in [("Ann_B", 1), ("Ann_B", 2), ("Eve_F", 1)]]
+    rows = [f"{file},f" for file in files] + ["Carl_D/Carl_D_0001.jpg,m", "Eve_F/Eve_F_0002.jpg,f"]
+    table.write_text("\n".join(["file,gender", *rows]))
+    splits = Lfw(root=lfw, attributes=table, label="gender").load()
+    genders = np.concatenate([part.attributes["gender"] for part in (splits.train, splits.test)])
+    labels = np.concatenate([splits.train.labels, splits.test.labels])
+    assert splits.train.classes == 2 and sorted(genders.tolist()) == ["f"] * 4 + ["m"]
+    assert np.array_equal(labels == 1, genders == "m")
+    table.write_text("\n".join(["file,gender", *rows[:-1]]))
+    message = refused("data.attributes", Lfw(root=lfw, attributes=table).load)
+    assert "no value for file 'Eve_F/Eve_F_0002.jpg'" in message
+    assert "only identity" in refused("data.label", Lfw(root=lfw, label="age").load)
+    message = refused("data.root", Lfw(root=lfw / "nowhere").load)
+    assert "no usable LFWPeople" in message and "download" not in message
+
+
+def test_celeba(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    folder = tmp_path / "celeba"
+    files = [f"{number:06d}.jpg" for number in range(1, 7)]
+    for number, file in enumerate(files):
+        write_image(folder / "img_align_celeba" / file, 10 * number, 218, 178)
+
+    def write(name: str, rows: list[list[int]], header: str = "") -> None:
+        lines = [" ".join(map(str, (file, *row))) for file, row in zip(files, rows, strict=True)]
+        (folder / name).write_text(header + "\n".join(lines) + "\n")
+
+    male, smiling = [1, -1, 1, -1, 1, -1], [1, 1, 1, -1, -1, -1]
+    write("list_eval_partition.txt", [[0], [0], [1], [1], [2], [2]])
+    write("identity_CelebA.txt", [[2880], [5], [5], [7], [8], [9]])
+    # Names end in a blank, as in the real file.
+    pairs = [list(pair) for pair in zip(male, smiling, strict=True)]
+    write("list_attr_celeba.txt", pairs, "6\nMale Smiling \n")
+    for name in ("list_bbox_celeba.txt", "list_landmarks_align_celeba.txt"):
+        write(name, [[0, 0]] * 6, "6\na b\n")
+    monkeypatch.setattr(
+        datasets.CelebA, "_check_integrity", lambda self: Path(self.root, "celeba").is_dir()
+    )
+    source = CelebA(root=tmp_path, label="Smiling", samples=5, crop=(125, 94), test_fraction=0.4)
+    splits = source.load()
+    parts = (splits.train, splits.test)
+    assert [len(part) for part in parts] == [3, 2] and splits.train.classes == 2
+    assert splits.train.inputs.shape[1:] == (3, 64, 64)
+    found = sorted(
+        (round(float(image.mean())), int(label), int(part.attributes["Male"][row]))
+        for part in parts
+        for row, (label, image) in enumerate(zip(part.labels, part.inputs, strict=True))
+    )
+    assert found == [(0, 1, 1), (10, 1, 0), (20, 1, 1), (30, 0, 0), (40, 0, 1)]
+    assert sorted(splits.train.attributes) == ["Male", "Smiling", "identity"]
+    message = refused("data.label", CelebA(root=tmp_path, label="Smilng").load)
+    assert "Did you mean 'Smiling'?" in message
+    missing = CelebA(root=tmp_path / "nowhere", label="Male")
+    assert "download = true" in refused("data.root", missing.load)
+    write_image(folder / "img_align_celeba" / files[1], 0, 124, 178)
+    assert files[1] in refused("data.crop", source.load)
+    (folder / "img_align_celeba" / files[1]).write_bytes(b"no image")
+    assert files[1] in refused("data.root", source.load)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -9,15 +10,22 @@ from pydantic import ValidationError
 from scipy.signal import correlate2d
 from torch import nn
 
+from fedleak.attacks.embedding import behind_embedding
 from fedleak.errors import ScenarioError
+from fedleak.gradients import UpdateMap
 from fedleak.models import MODELS, Architecture
 from fedleak.models.boenisch import BoenischCnn, BoenischFc
 from fedleak.models.lenet import LeNet, LeNetDlg
 from fedleak.models.mlp import Mlp
+from fedleak.models.mo import VGG9, AlexNet, TextClf
 from fedleak.models.resnet18 import ResNet18
 from fedleak.models.text import BoenischText
+from fedleak.models.transformer import TextTransformer
+from fedleak.records import TrainingFacts
 
-GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+GREY, COLOUR, FACE = (1, 28, 28), (3, 32, 32), (3, 62, 47)
+ALEX = 608 + 1168 + 4640 + 2 * 9248
+VGG = 224 + 1168 + 2320 + 4640 + 2 * 9248
 
 
 @pytest.mark.parametrize(
@@ -37,6 +45,23 @@ GREY, COLOUR = (1, 28, 28), (3, 32, 32)
         (LeNet(pooling="average"), GREY, 10, 156 + 2416 + 30_840 + 10_164 + 850),
         # the smallest, 16 -> 12 -> 6 -> 2 -> 1, and 20 -> 16 -> 8 -> 4 -> 2
         (LeNet(), (1, 16, 20), 10, 156 + 2416 + 32 * 120 + 120 + 10_164 + 850),
+        # Mo et al., Table III: the rows of the last map, after 62x47, 64x64 and 100x100, are
+        # LeNet 12x8, 13x13, 22x22; AlexNet and VGG9 11x7, 11x11, 20x20, and 3x3 after 32x32.
+        (LeNet(), FACE, 2, 456 + 2416 + 16 * 96 * 120 + 120 + 10_164 + 170),
+        (LeNet(), (3, 64, 64), 2, 456 + 2416 + 16 * 169 * 120 + 120 + 10_164 + 170),
+        (LeNet(), (3, 100, 100), 2, 456 + 2416 + 16 * 484 * 120 + 120 + 10_164 + 170),
+        # 8*3*25+8, 16*8*9+16, 32*16*9+32, twice 32*32*9+32; 120*84+84; 84*100+100
+        (AlexNet(), COLOUR, 100, ALEX + 32 * 9 * 120 + 120 + 10_164 + 8500),
+        (AlexNet(), FACE, 2, ALEX + 32 * 77 * 120 + 120 + 10_164 + 170),
+        (AlexNet(), (3, 64, 64), 2, ALEX + 32 * 121 * 120 + 120 + 10_164 + 170),
+        (AlexNet(), (3, 100, 100), 83, ALEX + 32 * 400 * 120 + 120 + 10_164 + 7055),
+        # 8*3*9+8, 16*8*9+16, 16*16*9+16, then as above; 256*128+128; 128*100+100
+        (VGG9(), COLOUR, 100, VGG + 32 * 9 * 256 + 256 + 32_896 + 12_900),
+        (VGG9(), FACE, 2, VGG + 32 * 77 * 256 + 256 + 32_896 + 258),
+        (VGG9(), (3, 64, 64), 2, VGG + 32 * 121 * 256 + 256 + 32_896 + 258),
+        (VGG9(), (3, 100, 100), 83, VGG + 32 * 400 * 256 + 256 + 32_896 + 10_707),
+        # the smallest, 22 -> 18 -> 16 -> 8 -> 6 -> 4 -> 2 -> 1
+        (AlexNet(), (1, 22, 23), 2, ALEX - 400 + 32 * 120 + 120 + 10_164 + 170),
         (
             BoenischFc(),
             GREY,
@@ -69,11 +94,18 @@ SMALL = (
     BoenischFc(widths=(5, 4)),
     BoenischCnn(channels=(2,), width=4),
     ResNet18(norm="group", groups=8),
+    AlexNet(),
+    VGG9(),
+)
+TEXTS = (
+    BoenischText(tokens=9, dimension=4, widths=(5,)),
+    TextClf(tokens=9, dimension=20),
+    TextTransformer(tokens=9, dimension=8, heads=2, width=6),
 )
 
 
 def test_every_model_is_tested() -> None:
-    assert {type(model) for model in SMALL} == set(MODELS) - {BoenischText}
+    assert {type(model) for model in (*SMALL, *TEXTS)} == set(MODELS)
 
 
 def test_the_text_classifier() -> None:
@@ -91,7 +123,7 @@ def test_the_text_classifier() -> None:
 def test_fit_for_attacks(model: Architecture) -> None:
     """Plain dense layers, nothing in place, and second derivatives for batches of inputs."""
     torch.manual_seed(0)
-    network = model.build((1, 16, 16), 3).double()
+    network = model.build((1, 22, 22), 3).double()
     dense = [m for m in network.modules() if isinstance(m, nn.Linear)]
     assert dense
     assert all(type(layer) is nn.Linear for layer in dense)
@@ -105,16 +137,52 @@ def test_fit_for_attacks(model: Architecture) -> None:
 
         return sum((g**2).sum() for g in torch.func.grad(loss)(parameters).values())
 
-    candidates = torch.rand(2, 1, 16, 16, dtype=torch.float64)
+    candidates = torch.rand(2, 1, 22, 22, dtype=torch.float64)
     together = torch.func.vmap(torch.func.grad(gradient_norm))(candidates)
     alone = torch.stack([torch.func.grad(gradient_norm)(x) for x in candidates])
     assert together.abs().max() > 0
     assert torch.allclose(together, alone, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("model", TEXTS, ids=lambda model: model.kind)
+def test_texts_are_fit_for_attacks(model: Architecture) -> None:
+    """Behind their embedding: each way to many gradients gives those of single samples."""
+    torch.manual_seed(0)
+    whole = model.build((20,), 3).double()
+    assert whole(torch.randint(0, 9, (7, 20))).shape == (7, 3)
+    behind = behind_embedding(whole, (20,))
+    assert behind is not None
+    network = behind.model
+    parameters = {n: v.detach() for n, v in network.named_parameters() if n != behind.weight}
+    facts = TrainingFacts(lr=0.1, steps=1, batch_size=2, examples=2)
+    candidates = torch.randn(3, 2, *behind.input_shape, dtype=torch.float64)
+    labels = torch.tensor([[0, 2]] * 3)
+    slopes, norms = [], []
+    for batching in ("vmap", "loop", "explicit"):
+        mapping = UpdateMap(network, parameters, {}, facts, batching=batching)
+        inputs = candidates.clone().requires_grad_()
+        update = mapping(inputs, labels)
+        norm = sum(update[name].flatten(1).square().sum(1) for name in parameters)
+        slopes.append(torch.autograd.grad(norm.sum(), inputs)[0])
+        norms.append(norm.detach())
+    assert slopes[0].abs().min(2).values.max() > 0
+    for slope, norm in zip(slopes[1:], norms[1:], strict=True):
+        assert torch.allclose(slope, slopes[0], rtol=1e-8, atol=1e-12)
+        assert torch.allclose(norm, norms[0], rtol=1e-10)
+    # Each candidate on its own, by torch's plain backward twice.
+    variables = {n: v.clone().requires_grad_() for n, v in parameters.items()}
+    inputs = candidates[1].clone().requires_grad_()
+    logits = torch.func.functional_call(network, variables, (inputs,))
+    loss = nn.functional.cross_entropy(logits, labels[1])
+    gradients = torch.autograd.grad(loss, list(variables.values()), create_graph=True)
+    alone = sum(g.square().sum() for g in gradients)
+    assert torch.allclose(alone, norms[0][1])
+    assert torch.allclose(torch.autograd.grad(alone, inputs)[0], slopes[0][1], rtol=1e-8)
+
+
 @pytest.mark.parametrize("model", SMALL, ids=lambda model: model.kind)
 def test_layer_names_are_words(model: Architecture) -> None:
-    names = [name for name, _ in model.build((1, 16, 16), 3).named_children()]
+    names = [name for name, _ in model.build((1, 22, 22), 3).named_children()]
     assert all(name[0].isalpha() for name in names)
 
 
@@ -131,6 +199,13 @@ def convolve(x: np.ndarray, layer: nn.Conv2d, stride: int = 1, padding: int = 0)
 
 def dense(x: np.ndarray, layer: nn.Linear) -> np.ndarray:
     return layer.weight.detach().double().numpy() @ x + layer.bias.detach().double().numpy()
+
+
+def pool(x: np.ndarray, reduce: Callable[..., np.ndarray] = np.max) -> np.ndarray:
+    """The 2x2 pooling of ``(C, H, W)``; what is left over at the ends is dropped."""
+    channels, rows, columns = x.shape[0], x.shape[1] // 2, x.shape[2] // 2
+    cut = x[:, : 2 * rows, : 2 * columns].reshape(channels, rows, 2, columns, 2)
+    return reduce(cut, axis=(2, 4))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -154,20 +229,110 @@ def test_lenet_dlg_against_scipy(shape: tuple[int, int, int]) -> None:
 def test_lenet_against_scipy(shape: tuple[int, int, int], pooling: str) -> None:
     network = LeNet(pooling=pooling).build(shape, 5).double()
     reduce = np.max if pooling == "max" else np.mean
-
-    def pool(x: np.ndarray) -> np.ndarray:
-        channels, rows, columns = x.shape[0], x.shape[1] // 2, x.shape[2] // 2
-        cut = x[:, : 2 * rows, : 2 * columns].reshape(channels, rows, 2, columns, 2)
-        return reduce(cut, axis=(2, 4))
-
     x = np.random.default_rng(0).random(shape)
-    hidden = pool(np.maximum(convolve(x, network.conv1), 0))
-    hidden = pool(np.maximum(convolve(hidden, network.conv2), 0)).ravel()
+    hidden = pool(np.maximum(convolve(x, network.conv1), 0), reduce)
+    hidden = pool(np.maximum(convolve(hidden, network.conv2), 0), reduce).ravel()
     hidden = np.maximum(dense(hidden, network.fc1), 0)
     hidden = np.maximum(dense(hidden, network.fc2), 0)
     expected = dense(hidden, network.fc3)
     actual = network(torch.from_numpy(x)[None])[0].detach().numpy()
     assert np.allclose(actual, expected, rtol=0, atol=1e-12)
+
+
+def by_table(row: str, x: np.ndarray, network: nn.Module, classes: int) -> np.ndarray:
+    """What a network of Mo et al., Table III, makes of ``(C, H, W)``, read from the table."""
+    convolutions = (m for m in network.modules() if isinstance(m, nn.Conv2d))
+    dense_layers = (m for m in network.modules() if isinstance(m, nn.Linear))
+    for letter, number, side, times in re.findall(r"([CPFO])(\d*)(?:\((\d)\))?(?:x(\d))?", row):
+        if letter == "P":
+            x = pool(x)
+        for _ in range(int(times or 1) if letter == "C" else 0):
+            layer = next(convolutions)
+            assert (layer.out_channels, *layer.kernel_size) == (int(number), int(side), int(side))
+            x = np.maximum(convolve(x, layer), 0)
+        if letter in "FO":
+            layer = next(dense_layers)
+            assert layer.out_features == (classes if letter == "O" else int(number))
+            x = dense(x.ravel(), layer)
+            x = x if letter == "O" else np.maximum(x, 0)
+    assert next(convolutions, None) is None and next(dense_layers, None) is None
+    return x
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 25, 22)])
+@pytest.mark.parametrize(
+    ("model", "row"),
+    [
+        (AlexNet(), "C8(5)-C16(3)-P(2)-C32(3)x3-P(2)-F120-F84-O"),
+        (VGG9(), "C8(3)-C16(3)x2-P(2)-C32(3)x3-P(2)-F256-F128-O"),
+    ],
+)
+def test_table_iii_against_scipy(
+    model: Architecture, row: str, shape: tuple[int, int, int]
+) -> None:
+    network = model.build(shape, 5).double()
+    x = np.random.default_rng(0).random(shape)
+    actual = network(torch.from_numpy(x)[None])[0].detach().numpy()
+    assert np.allclose(actual, by_table(row, x, network, 5), rtol=0, atol=1e-12)
+
+
+def test_textclf_against_scipy() -> None:
+    network = TextClf(tokens=30, dimension=21).build((23,), 2).double()
+    tokens = torch.randint(0, 30, (1, 23), generator=torch.Generator().manual_seed(0))
+    x = network.embedding.weight.detach().numpy()[tokens.numpy()]
+    expected = by_table("C16(3)-P(2)-C16(8)-P(2)-F50-O", x, network, 2)
+    assert np.allclose(network(tokens)[0].detach().numpy(), expected, rtol=0, atol=1e-12)
+    # 16*9+16, 16*16*64+16, and 250x32 leave 58x4 of 16 maps: 3712*50+50, 50*2+2
+    counted = sum(p.numel() for p in TextClf().build((250,), 2).parameters())
+    assert counted == 320_000 + 160 + 16_400 + 185_650 + 102
+
+
+@pytest.mark.parametrize("shape", [(1, 21, 30), (3, 32, 21)])
+def test_table_iii_leaves_nothing_of_small_images(
+    shape: tuple[int, ...], refused: Callable[..., str]
+) -> None:
+    for model in (AlexNet(), VGG9()):
+        assert "nothing is left of" in refused("model.kind", model.build, shape, 10)
+    assert "nothing is left of 19x32" in refused("model.kind", TextClf().build, (19,), 2)
+    for text in (TextClf(), TextTransformer()):
+        assert "needs texts" in refused("model.kind", text.build, shape, 2)
+
+
+def test_transformer_against_torchs_own() -> None:
+    torch.manual_seed(0)
+    model = TextTransformer(tokens=30, dimension=12, heads=3, blocks=2, width=7)
+    network = model.build((5,), 4).double().eval()
+    tokens = torch.randint(0, 30, (6, 5))
+    place, column = np.arange(5)[:, None], np.arange(6)
+    angle = place / 10_000 ** (2 * column / 12)
+    waves = np.stack([np.sin(angle), np.cos(angle)], axis=2).reshape(5, 12)
+    hidden = network.embedding.weight[tokens] + torch.from_numpy(waves)
+    for block in (network.block1, network.block2):
+        layer = nn.TransformerEncoderLayer(
+            12, 3, 7, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        ).double()
+        parts = block.attention.query, block.attention.key, block.attention.value
+        own = {
+            "self_attn.in_proj_weight": torch.cat([part.weight for part in parts]),
+            "self_attn.in_proj_bias": torch.cat([part.bias for part in parts]),
+        }
+        renamed = {"attention.out": "self_attn.out_proj", "fc1": "linear1", "fc2": "linear2"}
+        for ours, theirs in {**renamed, "norm1": "norm1", "norm2": "norm2"}.items():
+            for name, value in block.get_submodule(ours).named_parameters():
+                own[f"{theirs}.{name}"] = value
+        layer.load_state_dict(own)
+        hidden = layer(hidden)
+    expected = network.fc(nn.functional.layer_norm(hidden, (12,)).mean(1))
+    # The waves are float32, as the network's other values are when it is built.
+    assert torch.allclose(network(tokens), expected, rtol=0, atol=1e-6)
+    # 30*12; a block has twice 2*12, four 12*12+12, 12*7+7 and 7*12+12; then 2*12, 12*4+4
+    blocks = 2 * (48 + 4 * 156 + 91 + 96)
+    assert sum(p.numel() for p in network.parameters()) == 360 + blocks + 24 + 52
+
+
+def test_heads_divide_the_dimension() -> None:
+    with pytest.raises(ValidationError, match=r"heads \(3\) must divide dimension \(8\)"):
+        TextTransformer(dimension=8, heads=3)
 
 
 @pytest.mark.parametrize(
