@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedleak.gradients.curvature import Curvature, eigen_noise
 from fedleak.gradients.derivatives import BatchedMap, Linearisation, Objective, Update
 from fedleak.gradients.factored import cosine_distance, like, squared_distance
 from fedleak.gradients.local_training import batches, gradient_weight, mean_gradient
@@ -12,6 +13,7 @@ from fedleak.gradients.update_map import UpdateMap
 __all__ = [
     "BatchedMap",
     "Batching",
+    "Curvature",
     "Linearisation",
     "Objective",
     "Plan",
@@ -19,6 +21,7 @@ __all__ = [
     "UpdateMap",
     "batches",
     "cosine_distance",
+    "eigen_noise",
     "evaluation_copy",
     "gradient_weight",
     "like",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import cast
@@ -25,6 +25,11 @@ from fedleak.gradients.plan import Batching, Plan
 from fedleak.records import TrainingFacts
 
 _Gradient = Callable[[Sequence[str], Update, Tensor, Tensor], Update]
+
+_DIRECTIONS = 64
+"""Most directions pushed at once: more are no faster."""
+_NUMBERS = 2**23
+"""Of one block of columns, so that a large model's do not fill the memory."""
 
 
 class UpdateMap(BatchedMap):
@@ -190,6 +195,61 @@ class UpdateMap(BatchedMap):
         (product,) = pull({name: cotangents[name] for name in self.layers})
         return value, product
 
+    def columns(self, inputs: Tensor, labels: Tensor, directions: Tensor) -> Update:
+        """Forward over reverse: the Jacobian of one candidate times ``T`` directions.
+
+        What does not depend on the direction is computed once for all, and no graph is held.
+
+        Args:
+            inputs: ``(b, *input)``.
+            labels: ``(b,)`` or ``(b, K)``.
+            directions: ``(T, b, *input)``.
+
+        Returns:
+            ``(T, *parameter shape)`` by name.
+        """
+
+        def product(direction: Tensor) -> Update:
+            def update(at: Tensor) -> Update:
+                return self._update_of_one(self._gradient, at, labels)
+
+            return cast(Update, torch.func.jvp(update, (inputs,), (direction,))[1])
+
+        if self._transformable:
+            try:
+                return vmap(product)(directions)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                # As in `_evaluate`.
+                each = [product(direction) for direction in directions]
+                self._transformable = False
+        else:
+            each = [product(direction) for direction in directions]
+        return {name: torch.stack([one[name] for one in each]) for name in self.layers}
+
+    def jacobian(self, inputs: Tensor, labels: Tensor, sample: int) -> Iterator[Update]:
+        """The Jacobian in one sample, a block of columns at a time.
+
+        Args:
+            inputs: ``(b, *input)``, one candidate.
+            labels: ``(b,)`` or ``(b, K)``.
+            sample: Which of the ``b`` samples varies.
+
+        Yields:
+            ``(T, *parameter shape)`` by name: the derivatives in the sample's next ``T``
+            values, in the order of the flattened sample.
+        """
+        only = slice(sample, sample + 1)
+        for units in unit_directions(inputs, only, self.directions):
+            yield self.columns(inputs, labels, units)
+
+    @property
+    def directions(self) -> int:
+        """How many directions are worth taking at once, >= 1."""
+        numbers = sum(self._parameters[name].numel() for name in self.layers)
+        return max(1, min(_DIRECTIONS, _NUMBERS // numbers))
+
     def evaluate(self, plan: Plan, inputs: Tensor, labels: Tensor) -> Update:
         return self._ways[plan.batching](inputs, labels)
 
@@ -287,6 +347,21 @@ class UpdateMap(BatchedMap):
     def _logits(self, samples: Tensor, parameters: Update | None = None) -> Tensor:
         tensors = {**self._buffers, **(parameters or self._parameters)}
         return cast(Tensor, functional_call(self._network, tensors, (samples,)))
+
+
+def unit_directions(inputs: Tensor, samples: slice, most: int) -> Iterator[Tensor]:
+    """Directions in each of which one value of a candidate varies, ``(T, b, *input)``.
+
+    Args:
+        inputs: ``(b, *input)``, of which only shape, type and device matter.
+        samples: Whose values vary, in the order of the flattened samples.
+        most: ``T``, at most.
+    """
+    places = torch.arange(inputs.numel(), device=inputs.device).reshape(inputs.shape)
+    for values in torch.split(places[samples].flatten(), most):
+        units = inputs.new_zeros(len(values), inputs.numel())
+        units[torch.arange(len(values)), values] = 1
+        yield units.reshape(-1, *inputs.shape)
 
 
 def _key(inputs: Tensor, labels: Tensor) -> tuple[object, ...]:

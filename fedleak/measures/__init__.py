@@ -4,6 +4,8 @@ capture or an update gives away), each in its own file."""
 from __future__ import annotations
 
 from fedleak.measures.extraction import EXTRACTION_SCORES, ExtractionScore, extraction
+from fedleak.measures.inversion_influence import InversionInfluence
+from fedleak.measures.jacobian_sensitivity import JacobianSensitivity
 from fedleak.measures.label_accuracy import LabelAccuracy
 from fedleak.measures.matching import match
 from fedleak.measures.measure import Evidence, Measure, Value
@@ -15,7 +17,7 @@ from fedleak.measures.token_accuracy import TokenAccuracy
 
 SAMPLE_SCORES: tuple[type[SampleScore], ...] = (MSE, PSNR, SSIM, TokenAccuracy, LabelAccuracy)
 SCORES: tuple[type[Score], ...] = (*SAMPLE_SCORES, *EXTRACTION_SCORES)
-MEASURES: tuple[type[Measure], ...] = ()
+MEASURES: tuple[type[Measure], ...] = (JacobianSensitivity, InversionInfluence)
 
 __all__ = [
     "EXTRACTION_SCORES",
@@ -28,6 +30,8 @@ __all__ = [
     "Evidence",
     "ExtractionScore",
     "InputScore",
+    "InversionInfluence",
+    "JacobianSensitivity",
     "LabelAccuracy",
     "Measure",
     "SampleScore",

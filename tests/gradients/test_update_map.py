@@ -374,6 +374,22 @@ def test_a_frozen_parameter_has_no_update(inputs: Tensor) -> None:
         update_map(model, told, layers=["1.bias"])
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_jacobian_comes_in_blocks_of_columns(
+    name: str, inputs: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unrolled, "_DIRECTIONS", 50)
+    torch.manual_seed(0)
+    model = NETWORKS[name]().double()
+    x, y = inputs[0], LABELS[0]
+    model(x)
+    blocks = list(update_map(model, facts()).jacobian(x, y, sample=1))
+    assert [len(flat(block)) for block in blocks] == [50, 22]
+    dense = torch.autograd.functional.jacobian(lambda z: plain_gradient(model, z, y), x)
+    columns = torch.cat([flat(block) for block in blocks])
+    assert relative(columns, dense[:, 1].flatten(1).T) < EXACT
+
+
 @pytest.mark.parametrize(
     ("batching", "steps"),
     [("explicit", 1), ("vmap", 1), ("loop", 1), ("vmap", 3), ("loop", 3), ("checkpoint", 3)],

@@ -1,0 +1,25 @@
+"""Intervals around what was measured on some samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean, and the ends of its 95 % interval by Student's t; NaN ends for one value.
+
+    Args:
+        values: At least one.
+    """
+    # scipy.stats takes a while to import.
+    from scipy.stats import t
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    reach = float(t.ppf(0.975, len(values) - 1)) * error
+    return mean, mean - reach, mean + reach
