@@ -12,17 +12,27 @@ from clients.defenses.defense import (
     released,
 )
 from clients.defenses.gradient_pruning import GradientPruning
+from clients.defenses.quantise import Quantise
+from clients.defenses.top_k import TopK
 from clients.defenses.update_noise import UpdateNoise
 from clients.defenses.weight_inspection import WeightInspection
 
-DEFENSES: tuple[type[Defense], ...] = (GradientPruning, UpdateNoise, WeightInspection)
+DEFENSES: tuple[type[Defense], ...] = (
+    GradientPruning,
+    Quantise,
+    TopK,
+    UpdateNoise,
+    WeightInspection,
+)
 
 __all__ = [
     "DEFENSES",
     "Defense",
     "GradientPruning",
     "Metrics",
+    "Quantise",
     "Step",
+    "TopK",
     "Turn",
     "Update",
     "UpdateNoise",

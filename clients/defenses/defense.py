@@ -21,7 +21,10 @@ from fedleak.seeding import derive, stream
 Update = Mapping[str, Tensor]
 """By parameter, ``(sent - trained) / lr`` in float64: the sum of the steps' gradients."""
 Metrics = Mapping[str, float]
-"""What a defense reports of a round, by name; the same names in every round."""
+"""What a defense reports of a round, by name; the same names in every round. ``bytes`` is
+the size of what is released, where the defense makes that smaller."""
+FLOAT_BYTES = 4
+"""What an entry of an update takes on its way: a float32."""
 Step = Callable[[Tensor, Tensor], Metrics]
 """What a defense does in a local step, given the batch's inputs and labels."""
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from clients.defenses.defense import Defense, Metrics, Turn, Update
+from clients.defenses.sparsity import Scope, smallest_zeroed
 from fedleak.records import TrainingFacts
 
 
@@ -22,7 +21,7 @@ class GradientPruning(Defense):
 
     kind: Literal["gradient-pruning"] = "gradient-pruning"
     rate: float = Field(0.7, ge=0, lt=1, description="share of entries that become zero")
-    scope: Literal["layer", "model"] = Field(
+    scope: Scope = Field(
         "layer", description="smallest within each parameter tensor, or within the whole update"
     )
 
@@ -32,21 +31,4 @@ class GradientPruning(Defense):
         return None
 
     def release(self, update: Update, model: nn.Module, turn: Turn) -> tuple[Update, Metrics]:
-        if not self.rate:
-            return update, {}
-        if self.scope == "layer":
-            return {name: self._pruned(value) for name, value in update.items()}, {}
-        whole = self._pruned(torch.cat([value.flatten() for value in update.values()]))
-        parts = torch.split(whole, [value.numel() for value in update.values()])
-        return {
-            name: part.view_as(value)
-            for (name, value), part in zip(update.items(), parts, strict=True)
-        }, {}
-
-    def _pruned(self, values: Tensor) -> Tensor:
-        flat = values.flatten()
-        count = round(self.rate * len(flat))
-        if not count:
-            return values
-        smallest = np.argpartition(flat.abs().numpy(), count - 1)[:count]
-        return flat.index_fill(0, torch.from_numpy(smallest), 0.0).view_as(values)
+        return smallest_zeroed(update, lambda n: round(self.rate * n), self.scope), {}

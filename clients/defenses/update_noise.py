@@ -80,7 +80,9 @@ class UpdateNoise(Defense):
         delta = f", {self.delta:g}" if self.distribution == "gaussian" else ""
         return (
             f"update-noise makes one update of a client ({self._epsilon(1, entries):.4g}{delta})-"
-            "differentially private; epsilon of all its rounds is among its metrics."
+            "differentially private; epsilon of all its rounds is among its metrics. That holds "
+            "of noise that nobody knows: FedLeak draws it from the scenario's seed, so that runs "
+            "repeat, and who has the seed can take it off."
         )
 
     def release(self, update: Update, model: nn.Module, turn: Turn) -> tuple[Update, Metrics]:

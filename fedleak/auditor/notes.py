@@ -19,7 +19,7 @@ def write_notes(
 
     Args:
         store: The run's captures.
-        subject: The model that clients train.
+        subject: The model that clients train, and what there is to know of it.
         cells: What is audited.
         took_part: Of a deployment, its clients.
     """
@@ -27,8 +27,9 @@ def write_notes(
         _in_training_mode(store, subject, cell) for cell in cells
     )
     notes = [DROPOUT_NOTE] if trained else []
+    notes += subject.notes
     notes += took_part.notes if took_part else ()
-    write_atomic(store.layout.notes, json.dumps(notes, indent=1).encode())
+    write_atomic(store.layout.notes, json.dumps(list(dict.fromkeys(notes)), indent=1).encode())
 
 
 def _in_training_mode(store: CaptureStore, subject: Subject, cell: Cell) -> bool:

@@ -36,6 +36,7 @@ class Subject:
         assumptions: What the user stated of a foreign app, by name; reconstructions
             made under other statements are kept apart.
         vocabulary: Where samples are texts, the word of each token.
+        notes: Sentences that a reader of the scores must know.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class Subject:
     facts: Mapping[str, float] = field(default_factory=dict)
     assumptions: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def subject_of_scenario(scenario: Scenario, took_part: Participants | None = None) -> Subject:
@@ -70,6 +72,7 @@ def subject_of_scenario(scenario: Scenario, took_part: Participants | None = Non
         seed=scenario.seed,
         truth=truth,
         vocabulary=prepared.splits.train.vocabulary,
+        notes=prepared.notes,
     )
 
 

@@ -47,7 +47,7 @@ def problems_of(error: ValidationError, schema: type[BaseModel], raw: Any) -> li
             continue  # only because entries that have errors of their own do not count
         path = ".".join(key_path(detail, raw))
         # A union of types without tags complains once for each of them.
-        problems.setdefault(path, Problem(path, _message(detail, schema)))
+        problems.setdefault(path, Problem(path, _message(detail, schema, path)))
     return list(problems.values())
 
 
@@ -72,7 +72,7 @@ def key_path(detail: ErrorDetails, raw: Any) -> list[str]:
     return path
 
 
-def _message(detail: ErrorDetails, schema: type[BaseModel]) -> str:
+def _message(detail: ErrorDetails, schema: type[BaseModel], path: str) -> str:
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
         fields = sorted(_fields_beside(detail["loc"], schema))
@@ -93,6 +93,8 @@ def _message(detail: ErrorDetails, schema: type[BaseModel]) -> str:
         return (
             f"{_shown(wrong)} is not one of: {', '.join(names)}{own}.{nearest(str(wrong), names)}"
         )
+    if kind == "tuple_type" and isinstance(value, dict) and _models_at(detail["loc"], schema):
+        return f"is a list of tables: write [[{path}]], in double brackets"
     if kind in _TYPES:
         return f"must be {_TYPES[kind]}, not {_shown(value)}"
     if kind in _LIMITS:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import html
 
 import pytest
 
 from clients.defenses import DEFENSES
-from fedleak import run
+from fedleak import audit, report, run
 from fedleak.captures import CaptureStore
 from fedleak.scenario import load_scenario, prepare
 
@@ -52,12 +53,20 @@ def same(mine, theirs):
         ("client.defenses.0.rate", [{"kind": "gradient-pruning", "rate": -0.1}], "at least 0"),
         ("client.defenses.0.scale", [{"kind": "update-noise", "scale": -1.0}], "at least 0"),
         ("client.defenses.0.clip", [{"kind": "update-noise", "clip": 0.0}], "above 0"),
+        ("client.defenses.0.fraction", [{"kind": "top-k", "fraction": 0.0}], "must be above 0"),
+        ("client.defenses.0.bits", [{"kind": "quantise", "bits": 1}], "must be at least 2"),
         ("client.defenses.0.kind", [{"kind": "update-nois"}], "Did you mean 'update-noise'?"),
         ("client.defenses", [{"kind": "weight-inspection"}] * 2, "stands there 2 times"),
     ],
 )  # fmt: skip
 def test_bad_values_are_refused_with_their_place(refused, path, defenses, message):
     assert message in refused(path, defended, *defenses)
+
+
+def test_single_brackets_are_told_from_double_ones(refused):
+    raw = {**SCENARIO, "client": {"defenses": {"kind": "gradient-pruning"}}}
+    message = refused("client.defenses", load_scenario, raw)
+    assert message == "is a list of tables: write [[client.defenses]], in double brackets"
 
 
 def test_a_layer_that_matches_nothing_is_refused_before_the_run(refused):
@@ -75,12 +84,23 @@ def test_a_reader_is_told_what_noise_guarantees():
     assert prepare(defended({"kind": "gradient-pruning"})).notes == ()
 
 
+def test_the_report_tells_what_noise_guarantees(tmp_path):
+    noise = {"kind": "update-noise", "clip": 1.0, "scale": 1.0}
+    scenario = defended(noise, audit={"attacks": [{"kind": "analytic"}]})
+    directory = run(scenario, directory=tmp_path / "run")
+    audit(directory)
+    (note,) = prepare(scenario).notes
+    assert "who has the seed can take it off" in note
+    assert note in html.unescape(report(directory).read_text())
+
+
 def test_defenses_that_do_nothing_leave_a_run_bit_for_bit(tmp_path):
     plain = captured(defended(), tmp_path / "plain")
     idle = defended(
         {"kind": "weight-inspection"},
         {"kind": "update-noise", "clip": 1e9},
         {"kind": "gradient-pruning", "rate": 0.0},
+        {"kind": "top-k", "fraction": 1.0},
     )
     assert same(captured(idle, tmp_path / "idle"), plain)
     noised = captured(defended({"kind": "update-noise", "scale": 0.1}), tmp_path / "noised")
@@ -92,6 +112,8 @@ def test_captures_and_metrics_are_the_same_on_ray(tmp_path):
         {"kind": "weight-inspection"},
         {"kind": "update-noise", "clip": 1.0, "scale": 0.5},
         {"kind": "gradient-pruning"},
+        {"kind": "top-k", "error_feedback": True},
+        {"kind": "quantise"},
     )
     assert len(scenario.client.defenses) == len(DEFENSES)
     mine = captured(scenario, tmp_path / "inline")
