@@ -14,10 +14,11 @@ from fedleak.measures.psnr import PSNR
 from fedleak.measures.score import InputScore, SampleScore, Score
 from fedleak.measures.ssim import SSIM
 from fedleak.measures.token_accuracy import TokenAccuracy
+from fedleak.measures.usable_latent import UsableLatent
 
 SAMPLE_SCORES: tuple[type[SampleScore], ...] = (MSE, PSNR, SSIM, TokenAccuracy, LabelAccuracy)
 SCORES: tuple[type[Score], ...] = (*SAMPLE_SCORES, *EXTRACTION_SCORES)
-MEASURES: tuple[type[Measure], ...] = (JacobianSensitivity, InversionInfluence)
+MEASURES: tuple[type[Measure], ...] = (JacobianSensitivity, InversionInfluence, UsableLatent)
 
 __all__ = [
     "EXTRACTION_SCORES",
@@ -37,6 +38,7 @@ __all__ = [
     "SampleScore",
     "Score",
     "TokenAccuracy",
+    "UsableLatent",
     "Value",
     "extraction",
     "match",
