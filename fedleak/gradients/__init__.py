@@ -8,6 +8,7 @@ from fedleak.gradients.factored import cosine_distance, like, squared_distance
 from fedleak.gradients.local_training import batches, gradient_weight, mean_gradient
 from fedleak.gradients.network import evaluation_copy
 from fedleak.gradients.plan import Batching, Plan
+from fedleak.gradients.representation import Representation, dense_layers
 from fedleak.gradients.update_map import UpdateMap
 
 __all__ = [
@@ -17,10 +18,12 @@ __all__ = [
     "Linearisation",
     "Objective",
     "Plan",
+    "Representation",
     "Update",
     "UpdateMap",
     "batches",
     "cosine_distance",
+    "dense_layers",
     "eigen_noise",
     "evaluation_copy",
     "gradient_weight",

@@ -45,7 +45,7 @@ class BatchedMap(ABC):
 
         All candidates' graphs are held: give no more than `plan` says fit.
         """
-        return Linearisation(self, inputs, labels)
+        return Linearisation(lambda x: self(x, labels), inputs)
 
     def value_and_grad(
         self, objective: Objective, inputs: Tensor, labels: Tensor
@@ -89,10 +89,10 @@ class Linearisation:
         update: The updates at the point, detached.
     """
 
-    def __init__(self, mapping: BatchedMap, inputs: Tensor, labels: Tensor) -> None:
-        """Evaluate ``(R, b, *input)`` candidates and keep their graphs."""
+    def __init__(self, function: Callable[[Tensor], Update], inputs: Tensor) -> None:
+        """Evaluate a function of ``R`` candidates ``(R, ...)`` and keep their graphs."""
         self._inputs = inputs.detach().requires_grad_()
-        update = mapping(self._inputs, labels)
+        update = function(self._inputs)
         self._names = tuple(update)
         self._outputs = tuple(update[name] for name in self._names)
         self.update: Update = {name: update[name].detach() for name in self._names}
@@ -102,12 +102,12 @@ class Linearisation:
         )
 
     def jvp(self, tangents: Tensor) -> Update:
-        """The Jacobians times ``(R, b, *input)``, one direction per candidate."""
+        """The Jacobians times ``(R, ...)`` like the inputs, one direction per candidate."""
         products = torch.autograd.grad(self._pulled, self._cotangents, tangents, retain_graph=True)
         return dict(zip(self._names, products, strict=True))
 
     def vjp(self, cotangents: Update) -> Tensor:
-        """Updates ``(R, *parameter shape)`` times the Jacobians, ``(R, b, *input)``."""
+        """Updates ``(R, *parameter shape)`` times the Jacobians, ``(R, ...)`` like the inputs."""
         given = [cotangents[name] for name in self._names]
         (product,) = torch.autograd.grad(self._outputs, self._inputs, given, retain_graph=True)
         return product
