@@ -13,6 +13,7 @@ from clients.defenses.defense import (
 )
 from clients.defenses.gradient_pruning import GradientPruning
 from clients.defenses.quantise import Quantise
+from clients.defenses.soteria import Soteria
 from clients.defenses.top_k import TopK
 from clients.defenses.update_noise import UpdateNoise
 from clients.defenses.weight_inspection import WeightInspection
@@ -20,6 +21,7 @@ from clients.defenses.weight_inspection import WeightInspection
 DEFENSES: tuple[type[Defense], ...] = (
     GradientPruning,
     Quantise,
+    Soteria,
     TopK,
     UpdateNoise,
     WeightInspection,
@@ -31,6 +33,7 @@ __all__ = [
     "GradientPruning",
     "Metrics",
     "Quantise",
+    "Soteria",
     "Step",
     "TopK",
     "Turn",

@@ -56,6 +56,8 @@ def same(mine, theirs):
         ("client.defenses.0.fraction", [{"kind": "top-k", "fraction": 0.0}], "must be above 0"),
         ("client.defenses.0.bits", [{"kind": "quantise", "bits": 1}], "must be at least 2"),
         ("client.defenses.0.kind", [{"kind": "update-nois"}], "Did you mean 'update-noise'?"),
+        ("client.defenses.0.rate", [{"kind": "soteria", "rate": 1.0}], "must be below 1"),
+        ("client.defenses.0.rate", [{"kind": "soteria", "rate": -0.1}], "at least 0"),
         ("client.defenses", [{"kind": "weight-inspection"}] * 2, "stands there 2 times"),
     ],
 )  # fmt: skip
@@ -76,6 +78,9 @@ def test_a_layer_that_matches_nothing_is_refused_before_the_run(refused):
     message = refused("client.defenses.1", prepare, scenario)
     assert message.startswith("update-noise is unsupported: no layer 'fc3'")
     assert "there are: fc1, fc2. Did you mean 'fc" in message
+    scenario = defended({"kind": "soteria", "layer": "act1"})
+    message = refused("client.defenses.0", prepare, scenario)
+    assert "no dense layer 'act1' is trained; there are: fc1, fc2." in message
 
 
 def test_a_reader_is_told_what_noise_guarantees():
@@ -101,6 +106,7 @@ def test_defenses_that_do_nothing_leave_a_run_bit_for_bit(tmp_path):
         {"kind": "update-noise", "clip": 1e9},
         {"kind": "gradient-pruning", "rate": 0.0},
         {"kind": "top-k", "fraction": 1.0},
+        {"kind": "soteria", "rate": 0.0},
     )
     assert same(captured(idle, tmp_path / "idle"), plain)
     noised = captured(defended({"kind": "update-noise", "scale": 0.1}), tmp_path / "noised")
@@ -109,6 +115,7 @@ def test_defenses_that_do_nothing_leave_a_run_bit_for_bit(tmp_path):
 
 def test_captures_and_metrics_are_the_same_on_ray(tmp_path):
     scenario = defended(
+        {"kind": "soteria"},
         {"kind": "weight-inspection"},
         {"kind": "update-noise", "clip": 1.0, "scale": 0.5},
         {"kind": "gradient-pruning"},
