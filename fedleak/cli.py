@@ -244,13 +244,13 @@ def run(
                 progress.update(task, completed=number, note=note)
 
             place = run_federation(checked, runs=runs, directory=directory, on_round=on_round)
-            audited = _audit(progress, place) if checked.audit.attacks else None
+            audited = _audit(progress, place) if checked.audit.tasks else None
     if checked is None:
         _finish_study(place, as_json)
         return
     if audited is None:
         captured = (
-            f"Captured {checked.federation.rounds} rounds in {place}; no attack was asked for."
+            f"Captured {checked.federation.rounds} rounds in {place}; no audit was asked for."
         )
         if as_json:
             _print_json({"run": str(place)})
@@ -266,13 +266,18 @@ def audit(
     attack: Annotated[
         list[str] | None, typer.Option(help="Attack to run; default those of the scenario.")
     ] = None,
+    measure: Annotated[
+        list[str] | None, typer.Option(help="Measure to compute; default those of the scenario.")
+    ] = None,
     rounds: Annotated[str | None, typer.Option(help="Rounds to audit, for example 1,3.")] = None,
     clients: Annotated[
         str | None, typer.Option(help="Clients to audit, by partition id (2,5) or by name.")
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="ATTACK.KEY=VALUE", help="Set an attack's parameter."),
+        typer.Option(
+            "--set", metavar="NAME.KEY=VALUE", help="Set a parameter of an attack or a measure."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -307,7 +312,7 @@ def audit(
         ),
     ] = None,
     executor: Annotated[
-        str | None, typer.Option(help="Where attacks run: inline, or ray for a pool of actors.")
+        str | None, typer.Option(help="Where they run: inline, or ray for a pool of actors.")
     ] = None,
     actors: Annotated[int | None, typer.Option(help="With ray: actors at most.")] = None,
     gpus_per_actor: Annotated[
@@ -321,7 +326,7 @@ def audit(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Attack the captures of a run and score what came out. Finished cells are kept.
+    """Attack and measure the captures of a run, and score. Finished cells are kept.
 
     Of a study every finished run is audited.
 
@@ -338,11 +343,11 @@ def audit(
         if study and (model or follow):
             raise typer.BadParameter("--model and --follow are for runs, this is a study")
         from fedleak.auditor.requests import (
-            parse_attacks,
             parse_clients,
             parse_rounds,
             parse_settings,
             parse_subject,
+            parse_tasks,
         )
 
         asked = {
@@ -354,7 +359,7 @@ def audit(
         def request(run: Path) -> dict[str, Any]:
             return {
                 **asked,
-                "attacks": parse_attacks(run, attack or [], set_ or []),
+                **parse_tasks(run, attack or [], measure or [], set_ or []),
                 "settings": parse_settings(run, executor, actors, gpus_per_actor, address),
             }
 

@@ -1,4 +1,4 @@
-"""Auditing a run: attack what was captured, score it, check the expectations."""
+"""Auditing a run: attack and measure what was captured, score it, check the expectations."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from fedleak.auditor.executors import OnStep, execute
 from fedleak.auditor.ledger import write_ledger
 from fedleak.auditor.notes import write_notes
 from fedleak.auditor.participants import participants
-from fedleak.auditor.scoring import score
+from fedleak.auditor.scoring import rows_of
 from fedleak.auditor.subject import Subject, subject_of_scenario
 from fedleak.captures import CaptureStore, RunLayout, StudyLayout, write_atomic
 from fedleak.errors import CaptureError, Problem, ResourceError, ScenarioError
+from fedleak.measures import Measure
 from fedleak.records import partition_name
 from fedleak.scenario import Audit, Scenario, load_scenario
 from fedleak.scenario.expectations import IN_STUDIES, Verdict, judge
@@ -52,7 +53,7 @@ class Audited:
     """What an audit gave.
 
     Attributes:
-        rows: One per score, as in ``results.parquet``; empty where no truth is known.
+        rows: One per score or measured value, as in ``results.parquet``.
         verdicts: One per expectation of the scenario.
     """
 
@@ -64,6 +65,7 @@ def audit(
     directory: str | Path,
     *,
     attacks: Sequence[Attack] | None = None,
+    measures: Sequence[Measure] | None = None,
     rounds: Sequence[int] | None = None,
     clients: Sequence[str] | None = None,
     subject: Subject | None = None,
@@ -72,11 +74,12 @@ def audit(
     on_cell: OnCell | None = None,
     on_step: OnStep | None = None,
 ) -> Audited:
-    """Attack and score the captures of a run. Finished cells are not run again.
+    """Attack, score and measure the captures of a run. Finished cells are not run again.
 
     Args:
         directory: A run directory.
         attacks: Attacks to run; default those of the run's scenario.
+        measures: Measures to compute; default those of the run's scenario.
         rounds: Rounds to audit; default those of the scenario, else all.
         clients: Clients to audit, by name; default those of the scenario, else all.
         subject: Model and truth, for captures that no scenario describes.
@@ -90,8 +93,8 @@ def audit(
 
     Raises:
         ResourceError: There is no such run directory.
-        ScenarioError: Neither a scenario nor a subject is there, no attack is named, or
-            a round or client that is named was not captured.
+        ScenarioError: Neither a scenario nor a subject is there, no attack or measure is
+            named, or a round or client that is named was not captured.
         CaptureError: A capture is damaged, or there is none.
     """
     layout = RunLayout(Path(directory))
@@ -118,7 +121,7 @@ def audit(
             )
         subject = subject_of_scenario(scenario, took_part)
     store = CaptureStore(layout.root)
-    cells = _plan(store, scenario, subject, attacks, rounds, clients)
+    cells = _plan(store, scenario, subject, attacks, measures, rounds, clients)
     todo = [cell for cell in cells if not (layout.cells / f"{cell.name}.json").exists()]
     if on_plan is not None:
         on_plan(len(todo))
@@ -126,7 +129,7 @@ def audit(
     fresh: dict[str, list[dict[str, Any]]] = {}
     best: float | None = None
     for done, outcome in enumerate(execute(todo, store, subject, settings, on_step), start=1):
-        fresh[outcome.cell] = list(score(layout, subject, outcome))
+        fresh[outcome.cell] = list(rows_of(layout, subject, outcome))
         for row in fresh[outcome.cell]:
             if row["metric"] == "psnr" and not math.isnan(row["value"]):
                 best = row["value"] if best is None else max(best, row["value"])
@@ -135,13 +138,13 @@ def audit(
     rows: list[dict[str, Any]] = []
     for outcome in finished(layout):
         scored = fresh.get(outcome.cell)  # empty where there was nothing to score
-        rows.extend(score(layout, subject, outcome) if scored is None else scored)
+        rows.extend(rows_of(layout, subject, outcome) if scored is None else scored)
     write_ledger(layout.results, rows)
     write_notes(store, subject, cells, took_part)
     verdicts: tuple[Verdict, ...] = ()
     if scenario is not None and scenario.expect:
         # Scores of other attacks, or of the same with other parameters, do not count.
-        counted = {cell.name for cell in _plan(store, scenario, subject, None, None, None)}
+        counted = {cell.name for cell in _plan(store, scenario, subject)}
         judged = [row for row in rows if row["cell"] in counted]
         verdicts = tuple(judge(expected, judged) for expected in scenario.expect)
         _write_verdicts(layout, verdicts)
@@ -192,9 +195,10 @@ def _plan(
     store: CaptureStore,
     scenario: Scenario | None,
     subject: Subject,
-    attacks: Sequence[Attack] | None,
-    rounds: Sequence[int] | None,
-    clients: Sequence[str] | None,
+    attacks: Sequence[Attack] | None = None,
+    measures: Sequence[Measure] | None = None,
+    rounds: Sequence[int] | None = None,
+    clients: Sequence[str] | None = None,
 ) -> list[Cell]:
     captured = {number: store.clients(number) for number in store.rounds()}
     if not captured:
@@ -219,28 +223,34 @@ def _plan(
     if scenario is not None:
         asked = scenario.audit
         attacks = asked.attacks if attacks is None else attacks
+        measures = asked.measures if measures is None else measures
         rounds = asked.rounds if rounds is None else rounds
         if clients is None and asked.clients is not None:
             clients = [partition_name(partition) for partition in asked.clients]
-    if not attacks:
+    if not attacks and not measures:
         raise ScenarioError(
-            Problem("audit.attacks", "no attack to run; name one, for example --attack gs")
+            Problem(
+                "audit.attacks", "no attack or measure to run; name one, for example --attack gs"
+            )
         )
     granted = scenario is not None and scenario.audit.known_labels
-    cells = (
-        Cell(
-            number,
-            client,
-            attack,
-            subject.assumptions,
-            _labels(subject, number, client) if granted else None,
-        )
-        for number, names in captured.items()
-        if rounds is None or number in rounds
-        for client in names
-        if clients is None or client in clients
-        for attack in attacks
-    )
+    cells = []
+    for number, names in captured.items():
+        audited = [client for client in names if clients is None or client in clients]
+        if rounds is not None and number not in rounds:
+            continue
+        for client in audited:
+            labels = _labels(subject, number, client) if granted else None
+            cells += [
+                Cell(number, client, attack, subject.assumptions, labels)
+                for attack in attacks or ()
+            ]
+        cells += [
+            Cell(number, client, measure, subject.assumptions)
+            for measure in measures or ()
+            # What all were sent needs to be looked at only once.
+            for client in (audited if measure.of == "client" else audited[:1])
+        ]
     return list({cell.name: cell for cell in cells}.values())
 
 

@@ -1,10 +1,11 @@
-"""Cells: one attack on one capture each, and the files that hold their outcome."""
+"""Cells: one attack on one capture or one measure of it, and the files with their outcome."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
+import math
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,28 +22,35 @@ from fedleak.auditor.observe import observe
 from fedleak.auditor.plans import recorded_plans
 from fedleak.auditor.subject import Subject
 from fedleak.captures import CaptureStore, RunLayout, write_atomic
-from fedleak.errors import AttackFailed, CaptureError
+from fedleak.errors import AttackFailed, CaptureError, MeasureFailed
+from fedleak.measures import Evidence, Measure, Value
 from fedleak.records import Observation, Reconstruction, partition_of
 from fedleak.seeding import derive, reproducible
 
 Status = Literal["done", "failed", "unsupported"]
 
+_NEEDED = {
+    "truth": "it needs the client's samples, which nobody here knows",
+    "data": "it needs the federation's data, which nobody here knows",
+    "release": "it needs to train as the client does, and only a scenario says how",
+}
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One attack on one capture.
+    """One attack on one capture, or one measure of it.
 
     Attributes:
         round: Round number, from 1.
-        client: The client's name.
-        attack: The attack with its parameters.
+        client: The client's name; of a measure of a whole round, the one that stands for all.
+        task: The attack or the measure, with its parameters.
         assumptions: What the user stated of a foreign app, by name.
         labels: The samples' labels, ascending, where the threat model grants them.
     """
 
     round: int
     client: str
-    attack: Attack
+    task: Attack | Measure
     assumptions: Mapping[str, Any]
     labels: tuple[int, ...] | None = None
 
@@ -50,13 +58,13 @@ class Cell:
     def parameters(self) -> dict[str, Any]:
         """All that the outcome depends on beside the capture, by name."""
         granted = {} if self.labels is None else {"known_labels": True}
-        return {**self.attack.model_dump(mode="json"), **self.assumptions, **granted}
+        return {**self.task.model_dump(mode="json"), **self.assumptions, **granted}
 
     @property
     def settings(self) -> str:
-        """Short name of attack and parameters, ``gs-1a2b3c``, unique among all settings."""
+        """Short name of the task and its parameters, ``gs-1a2b3c``, unique among all settings."""
         digest = hashlib.sha256(json.dumps(self.parameters).encode()).hexdigest()[:6]
-        return f"{str(self.attack.kind).replace(':', '.')}-{digest}"
+        return f"{str(self.task.kind).replace(':', '.')}-{digest}"
 
     @property
     def name(self) -> str:
@@ -66,17 +74,23 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell, as its JSON file says."""
+    """What became of a cell, as its JSON file says.
+
+    It is one of an attack, whose reconstruction lies in a file beside it, or one of a measure,
+    whose values it holds.
+    """
 
     cell: str
     round: int
     client: str
-    attack: str
+    attack: str | None
     parameters: dict[str, Any]
     status: Status
     reason: str
     seconds: float
     samples: int
+    measure: str | None = None
+    values: Sequence[dict[str, Any]] = ()
 
 
 def run_cells(
@@ -86,24 +100,28 @@ def run_cells(
     device: torch.device,
     progress: Progress | None = None,
 ) -> Iterator[Outcome]:
-    """Run one attack on several captures, together where that is faster.
+    """Run one attack on several captures, together where that is faster, or one measure.
 
     A cell's outcome is written before it is yielded; a finished file is a finished cell.
     An attack that cannot work, diverges or breaks gives an outcome that says so; it
     never stops the other cells.
 
     Args:
-        cells: All of the same attack.
+        cells: All of the same attack or measure.
         store: Where the captures are and the outcomes go.
-        subject: The model.
-        device: Where to attack.
-        progress: Told now and then how far the attack is.
+        subject: The model; of attacks without truth, measures may need it.
+        device: Where to compute.
+        progress: Told now and then how far the attack or the measure is.
 
     Raises:
         CaptureError: A capture itself is damaged, or of another model.
         ScenarioError: A capture's training facts are too few, or no such facts can be.
     """
-    attack = cells[0].attack
+    attack = cells[0].task
+    if isinstance(attack, Measure):
+        for cell in cells:
+            yield _measured(cell, attack, store, subject, device, progress)
+        return
     waiting: dict[str, tuple[Cell, Observation]] = {}
     for cell in cells:
         observation = observe(store.load(cell.round, cell.client), subject, device, cell.labels)
@@ -132,6 +150,62 @@ def run_cells(
             yield from run_cells([cell], store, subject, device, progress)
         else:
             yield _record(cell, store, "failed", reason, spent, observation.samples)
+
+
+def _measured(
+    cell: Cell,
+    measure: Measure,
+    store: CaptureStore,
+    subject: Subject,
+    device: torch.device,
+    progress: Progress | None,
+) -> Outcome:
+    """Compute one measure of one capture; unlike an attack it may look at the truth."""
+    observation = observe(store.load(cell.round, cell.client), subject, device)
+    evidence = Evidence(
+        observation=observation,
+        truth=subject.truth(cell.round, cell.client),
+        data=subject.data,
+        release=None
+        if subject.release is None
+        else subject.release(observation, cell.round, cell.client),
+        seed=_seed(cell, subject),
+        progress=(lambda step, total: None)
+        if progress is None
+        else lambda step, total: progress(step, total, math.nan),
+    )
+    missing = sorted(need for need in measure.needs if getattr(evidence, need) is None)
+    if missing:
+        reason = "; ".join(_NEEDED[need] for need in missing)
+        return _record(cell, store, "unsupported", reason, samples=observation.samples)
+    unsupported = measure.unsupported(
+        _as_sent(observation),
+        observation.facts,
+        subject.input_shape,
+        subject.classes,
+        subject.data,
+    )
+    if unsupported is not None:
+        return _record(cell, store, "unsupported", unsupported, samples=observation.samples)
+    started = time.perf_counter()
+    values: list[Value] = []
+    reason = ""
+    try:
+        with reproducible(evidence.seed), recorded_plans(store.layout):
+            values = list(measure.measure(evidence))
+    except MeasureFailed as failure:
+        reason = str(failure)
+    except Exception:
+        reason = traceback.format_exc()
+    return _record(
+        cell,
+        store,
+        "failed" if reason else "done",
+        reason,
+        time.perf_counter() - started,
+        observation.samples,
+        values=values,
+    )
 
 
 def _attacked(
@@ -204,17 +278,21 @@ def _record(
     seconds: float = 0.0,
     samples: int = 0,
     reconstruction: Reconstruction | None = None,
+    values: Sequence[Value] = (),
 ) -> Outcome:
+    of_measure = isinstance(cell.task, Measure)
     outcome = Outcome(
         cell=cell.name,
         round=cell.round,
         client=cell.client,
-        attack=cell.attack.kind,
+        attack=None if of_measure else cell.task.kind,
         parameters=cell.parameters,
         status=status,
         reason=reason,
         seconds=seconds,
         samples=samples,
+        measure=cell.task.kind if of_measure else None,
+        values=[vars(value) for value in values],
     )
     folder = store.layout.cells
     if reconstruction is not None:

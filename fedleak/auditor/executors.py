@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
+from fedleak.attacks import Attack
 from fedleak.attacks import Progress as AttackProgress
 from fedleak.auditor.cells import Cell, Outcome, record_failure, run_cells
 from fedleak.auditor.subject import Subject
 from fedleak.captures import CaptureStore
 from fedleak.errors import ResourceError
+from fedleak.measures import Measure
 from fedleak.private_ray import seclude_ray
 from fedleak.records import Truth
 from fedleak.scenario import Audit
@@ -28,7 +30,7 @@ _TRIES = 2
 
 
 OnStep = Callable[[str, int, int], None]
-"""Told an attack's name, its iteration and their total."""
+"""Told the name of an attack or a measure, its step and their total."""
 
 
 def execute(
@@ -43,7 +45,7 @@ def execute(
     Args:
         cells: What to run.
         store: Where captures are and outcomes go.
-        subject: The model. Its truth stays here: no worker is given it.
+        subject: What is audited. Attacks are not given its truth and its data.
         settings: Which executor, with how many actors and GPUs.
         on_step: Called now and then by attacks that run in this process.
 
@@ -51,25 +53,37 @@ def execute(
         ResourceError: More GPUs are asked for than there are.
         CaptureError: A capture is damaged.
     """
-    blind = replace(subject, truth=_unknown)
     if settings.executor == "inline":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        shown = {False: _blind(subject), True: subject}
         return (
             outcome
             for group in _groups(cells, workers=1)
-            for outcome in run_cells(group, store, blind, device, _teller(group[0], on_step))
+            for outcome in run_cells(
+                group, store, shown[_measures(group)], device, _teller(group[0], on_step)
+            )
         )
-    return _on_ray(cells, store, blind, settings)
+    return _on_ray(cells, store, subject, settings)
+
+
+def _blind(subject: Subject) -> Subject:
+    """What an attack is given: nothing that the client kept."""
+    return replace(subject, truth=_unknown, data=None, release=None)
+
+
+def _measures(group: Sequence[Cell]) -> bool:
+    """Whether the cells are of a measure; those of one group are of one task."""
+    return isinstance(group[0].task, Measure)
 
 
 def _teller(cell: Cell, on_step: OnStep | None) -> AttackProgress | None:
     if on_step is None:
         return None
-    return lambda iteration, total, _: on_step(str(cell.attack.kind), iteration, total)
+    return lambda iteration, total, _: on_step(str(cell.task.kind), iteration, total)
 
 
 def _groups(cells: Sequence[Cell], workers: int) -> Iterator[list[Cell]]:
-    """Cells that are worth running together, divided fairly: those of one attack and round.
+    """Cells that are worth running together, divided fairly: those of one task and round.
 
     What was sent is the same for all of a round's clients, unless a central party gave
     some of them another model; the attack itself looks which of them go together.
@@ -78,7 +92,9 @@ def _groups(cells: Sequence[Cell], workers: int) -> Iterator[list[Cell]]:
     for cell in cells:
         alike.setdefault((cell.round, cell.settings), []).append(cell)
     for group in alike.values():
-        size = min(group[0].attack.appetite, math.ceil(len(group) / workers))
+        task = group[0].task
+        appetite = task.appetite if isinstance(task, Attack) else 1
+        size = min(appetite, math.ceil(len(group) / workers))
         for start in range(0, len(group), size):
             yield group[start : start + size]
 
@@ -90,13 +106,14 @@ def _unknown(round: int, client: str) -> Truth | None:
 class _Worker:
     """A Ray actor. It keeps store and model between cells."""
 
-    def __init__(self, store: CaptureStore, subject: Subject, device: torch.device) -> None:
+    def __init__(self, store: CaptureStore, blind: Subject, device: torch.device) -> None:
         self._store = store
-        self._subject = subject
+        self._blind = blind
         self._device = device
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
-        return run_cells(cells, self._store, self._subject, self._device)
+    def run(self, cells: Sequence[Cell], subject: Subject | None = None) -> Iterator[Outcome]:
+        """Run cells of an attack or, where the whole subject is given, of a measure."""
+        return run_cells(cells, self._store, subject or self._blind, self._device)
 
 
 def _on_ray(
@@ -113,10 +130,11 @@ def _on_ray(
         actor_class = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker)
         # Ray shows an actor its own GPUs only, or logical ones where there is none.
         device = torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
-        shared = ray.put(subject)
+        blind = ray.put(_blind(subject))
+        whole = ray.put(subject) if any(_measures([cell]) for cell in cells) else None
 
         def start() -> Any:
-            return actor_class.remote(store, shared, device)
+            return actor_class.remote(store, blind, device)
 
         workers = min(len(cells), _pool_size(ray, settings, gpus))
         waiting = deque(_groups(cells, workers))
@@ -129,7 +147,8 @@ def _on_ray(
                 actor, group = idle.pop(), waiting.popleft()
                 for cell in group:
                     tries[cell.name] += 1
-                stream = actor.run.options(num_returns="streaming").remote(group)
+                given = [group, whole] if _measures(group) else [group]
+                stream = actor.run.options(num_returns="streaming").remote(*given)
                 running[stream] = actor, {cell.name: cell for cell in group}
             (stream, *_), _ = ray.wait(list(running), num_returns=1)
             actor, unfinished = running[stream]

@@ -1,4 +1,4 @@
-"""The ledger: one Parquet row per score."""
+"""The ledger: one Parquet row per score or measured value."""
 
 from __future__ import annotations
 
@@ -23,10 +23,15 @@ SCHEMA = pa.schema(
         ("metric", pa.string()),
         ("value", pa.float64()),
         ("layer", pa.string()),
+        ("measure", pa.string()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
     ]
 )
-"""Columns of ``results.parquet``. ``sample`` is the index of the true sample, -1 for a
-value of the whole cell; ``match`` the index of its reconstruction, -1 for none."""
+"""Columns of ``results.parquet``. ``attack`` names what was scored, or ``measure`` what
+measured. ``sample`` is the index of the true sample, -1 for a value of the whole cell;
+``match`` the index of its reconstruction, -1 for none; ``low`` to ``high`` a measured value's
+95 % interval, where it has one."""
 
 
 def write_ledger(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,48 +17,60 @@ from fedleak.scenario.assignment import parse_assignment
 from fedleak.scenario.loading import audit_from
 
 
-def parse_attacks(
-    directory: Path, kinds: Sequence[str], settings: Sequence[str]
-) -> list[Attack] | None:
-    """Attacks named with ``--attack``, with parameters from ``--set kind.name=value``.
+def parse_tasks(
+    directory: Path, attacks: Sequence[str], measures: Sequence[str], settings: Sequence[str]
+) -> dict[str, Any]:
+    """What ``--attack`` and ``--measure`` name, with parameters from ``--set kind.name=value``.
 
-    An attack that the run's scenario has keeps the scenario's parameters. None where
-    nothing was named: the scenario decides.
+    What the run's scenario has keeps the scenario's parameters.
+
+    Returns:
+        ``attacks`` and ``measures`` for `fedleak.auditor.audit`; empty where nothing was
+        named: the scenario decides.
 
     Raises:
-        ScenarioError: An unknown attack or parameter, or one for an attack not named.
+        ScenarioError: An unknown name or parameter, or one for what was not named.
     """
-    if not kinds and not settings:
-        return None
+    if not attacks and not measures and not settings:
+        return {}
     layout = RunLayout(directory)
-    known: dict[str, dict[str, Any]] = {}
+    known: dict[str, dict[str, dict[str, Any]]] = {"attacks": {}, "measures": {}}
     if layout.scenario.exists():
-        attacks = load_scenario(layout.scenario).audit.attacks
-        known = {attack.kind: attack.model_dump(mode="json") for attack in attacks}
-    chosen = {kind: known.get(kind, {"kind": kind}) for kind in (kinds or known)}
+        audit = load_scenario(layout.scenario).audit
+        for task in audit.tasks:
+            table = "attacks" if isinstance(task, Attack) else "measures"
+            known[table][str(task.kind)] = task.model_dump(mode="json")
+    named = {"attacks": attacks, "measures": measures}
+    chosen = {
+        table: {kind: known[table].get(kind, {"kind": kind}) for kind in kinds}
+        for table, kinds in named.items()
+    }
+    if not attacks and not measures:
+        chosen = known
     for setting in settings:
         name, value = parse_assignment("--set", setting)
         kind, dot, parameter = name.partition(".")
-        if not dot or kind not in chosen:
-            listed = ", ".join(chosen) or "none"
+        holders = [tasks for tasks in chosen.values() if kind in tasks]
+        if not dot or not holders:
+            listed = ", ".join(kind for tasks in chosen.values() for kind in tasks) or "none"
             raise ScenarioError(
-                Problem("--set", f"{setting!r} sets no attack that is asked for ({listed})")
+                Problem("--set", f"{setting!r} sets nothing that is asked for ({listed})")
             )
-        chosen[kind][parameter] = value
+        holders[0][kind][parameter] = value
     try:
-        return list(audit_from({"attacks": list(chosen.values())}).attacks)
+        checked = audit_from({table: list(tasks.values()) for table, tasks in chosen.items()})
     except ScenarioError as error:
-        # A user of the command line wrote no list of attacks: name the options.
-        raise ScenarioError(
-            [_as_option(problem, list(chosen)) for problem in error.problems]
-        ) from None
+        # A user of the command line wrote no lists: name the options.
+        raise ScenarioError([_as_option(problem, chosen) for problem in error.problems]) from None
+    return {"attacks": checked.attacks, "measures": checked.measures}
 
 
-def _as_option(problem: Problem, kinds: Sequence[str]) -> Problem:
-    _, index, *parameter = problem.path.split(".", 2)
+def _as_option(problem: Problem, chosen: Mapping[str, Mapping[str, object]]) -> Problem:
+    table, index, *parameter = problem.path.split(".", 2)
     if parameter == ["kind"]:
-        return Problem("--attack", problem.message)
-    return Problem(f"--set {'.'.join([kinds[int(index)], *parameter])}", problem.message)
+        return Problem(f"--{table.removesuffix('s')}", problem.message)
+    kind = list(chosen[table])[int(index)]
+    return Problem(f"--set {'.'.join([kind, *parameter])}", problem.message)
 
 
 def parse_settings(

@@ -1,4 +1,6 @@
-"""Scores: reconstructions against the truth. The only place that holds both."""
+"""Rows of the results: scores of reconstructions against the truth, and measured values.
+
+The only place that holds both reconstructions and the truth."""
 
 from __future__ import annotations
 
@@ -25,8 +27,24 @@ _SAMPLE_SCORES = [score.model_validate({}) for score in SAMPLE_SCORES]
 _EXTRACTION_SCORES = [score.model_validate({}) for score in EXTRACTION_SCORES]
 
 
+def rows_of(layout: RunLayout, subject: Subject, outcome: Outcome) -> Iterator[Row]:
+    """The rows of one finished cell: its scores, or the values that it measured."""
+    if outcome.measure is None:
+        yield from score(layout, subject, outcome)
+    for value in outcome.values:
+        yield {
+            "cell": outcome.cell,
+            "round": outcome.round,
+            "client": outcome.client,
+            "measure": outcome.measure,
+            "attack": None,
+            "match": -1,
+            **value,
+        }
+
+
 def score(layout: RunLayout, subject: Subject, outcome: Outcome) -> Iterator[Row]:
-    """Score one finished cell, if its truth is known.
+    """Score one finished cell of an attack, if its truth is known.
 
     Yields one row per true sample and score, for the results table. A true sample that
     no reconstruction was matched to has no image scores; ``match`` is -1 there, and its

@@ -5,19 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from flwr.app import RecordDict
+from torch import Tensor, nn
 
+from clients.defenses import Turn
+from clients.local_round import local_round
 from fedleak.auditor.participants import Participants
 from fedleak.components import CUSTOM_KIND, import_object
-from fedleak.errors import Problem, ScenarioError
+from fedleak.errors import MeasureFailed, Problem, RoundRefused, ScenarioError
+from fedleak.measures import Release
 from fedleak.models import CustomModel, normalised
-from fedleak.records import Truth, partition_of
-from fedleak.scenario import Scenario, prepare
+from fedleak.records import Dataset, DataSplits, Observation, Truth, partition_of
+from fedleak.scenario import Prepared, Scenario, prepare
 
+ReleaseOf = Callable[[Observation, int, str], Release | None]
 TruthOf = Callable[[int, str], Truth | None]
 
 
@@ -31,12 +37,15 @@ class Subject:
         classes: Number of classes.
         seed: Fixes the attacks' random draws.
         truth: Gives a client's samples in a round, or None where nobody knows them.
-            Only scoring calls it.
+            Scoring calls it, and measures that need it; no attack is given it.
         facts: Training facts that take precedence over a capture's.
         assumptions: What the user stated of a foreign app, by name; reconstructions
             made under other statements are kept apart.
         vocabulary: Where samples are texts, the word of each token.
         notes: Sentences that a reader of the scores must know.
+        data: The federation's samples, where they are known. Only measures are given them.
+        release: By observation, round and client: what the client would release of other
+            samples; None where nobody knows how it trains. Only measures are given it.
     """
 
     model: nn.Module
@@ -48,6 +57,8 @@ class Subject:
     assumptions: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    data: DataSplits | None = None
+    release: ReleaseOf | None = None
 
 
 def subject_of_scenario(scenario: Scenario, took_part: Participants | None = None) -> Subject:
@@ -73,7 +84,50 @@ def subject_of_scenario(scenario: Scenario, took_part: Participants | None = Non
         truth=truth,
         vocabulary=prepared.splits.train.vocabulary,
         notes=prepared.notes,
+        # A deployment's server knows no more than the data set that it holds for audits.
+        data=prepared.splits if took_part is None or scenario.federation.audit_data else None,
+        release=partial(_release, prepared),
     )
+
+
+def _release(
+    prepared: Prepared, observation: Observation, round: int, client: str
+) -> Release | None:
+    partition = partition_of(client)
+    if partition is None:
+        return None
+
+    def released(truth: Truth, seed: int) -> dict[str, Tensor]:
+        train = prepared.splits.train
+        model = prepared.model()
+        model.load_state_dict({**observation.parameters, **observation.buffers})
+        turn = Turn(
+            seed=seed,
+            client=partition,
+            round=round,
+            rounds=prepared.scenario.federation.rounds,
+            facts=observation.facts,
+            fresh=prepared.fresh,
+            state=RecordDict(),
+        )
+        try:
+            local_round(
+                model,
+                Dataset(truth.inputs, truth.labels, train.classes, vocabulary=train.vocabulary),
+                [np.arange(len(truth.labels))],
+                prepared.scenario.client.defenses,
+                turn,
+                torch.device("cpu"),
+            )
+        except RoundRefused as refusal:
+            raise MeasureFailed(f"the client refuses the round: {refusal}") from refusal
+        return {
+            name: (observation.parameters[name].cpu().double() - weight.detach().double())
+            / observation.facts.lr
+            for name, weight in model.named_parameters()
+        }
+
+    return released
 
 
 def subject_of_model(

@@ -26,7 +26,7 @@ def audited_while_running(scenario: Scenario, directory: Path) -> Iterator[None]
     Raises:
         SystemExit: The auditor's exit code, where it is not 0.
     """
-    if not scenario.audit.attacks:
+    if not scenario.audit.tasks:
         yield
         return
     command = [flower("fedleak"), "audit", str(directory), "--follow"]

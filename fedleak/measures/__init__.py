@@ -8,7 +8,7 @@ from fedleak.measures.inversion_influence import InversionInfluence
 from fedleak.measures.jacobian_sensitivity import JacobianSensitivity
 from fedleak.measures.label_accuracy import LabelAccuracy
 from fedleak.measures.matching import match
-from fedleak.measures.measure import Evidence, Measure, Value
+from fedleak.measures.measure import Evidence, Measure, Release, Value
 from fedleak.measures.mse import MSE
 from fedleak.measures.psnr import PSNR
 from fedleak.measures.score import InputScore, SampleScore, Score
@@ -35,6 +35,7 @@ __all__ = [
     "JacobianSensitivity",
     "LabelAccuracy",
     "Measure",
+    "Release",
     "SampleScore",
     "Score",
     "TokenAccuracy",

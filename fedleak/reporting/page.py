@@ -8,7 +8,8 @@ from typing import Any
 
 from fedleak.captures import write_atomic
 from fedleak.reporting import text
-from fedleak.reporting.results import RECONSTRUCTED_DB, Results, read_results
+from fedleak.reporting.layers import layer_charts, measured_rows
+from fedleak.reporting.results import RECONSTRUCTED_DB, Results, read_results, verdicts
 from fedleak.reporting.tables import (
     answer,
     round_rows,
@@ -77,8 +78,11 @@ def _render(results: Results) -> str:
         most_cards=MOST_CARDS,
         rows=rows,
         rounds=round_rows(results),
+        measured=measured_rows(results),
+        charts=layer_charts(results),
         metrics=list(metrics),
         expectations=results.expectations,
+        verdicts=verdicts(results.expectations),
         scenario=results.scenario,
         environment=results.environment,
         disclosed=_disclosed(results),
@@ -87,11 +91,11 @@ def _render(results: Results) -> str:
 
 
 def _parameters(results: Results) -> list[tuple[str, str]]:
-    """Attack and parameters, each combination that ran once."""
+    """Attack or measure and parameters, each combination that ran once."""
     return sorted(
         {
-            (cell.attack, ", ".join(f"{name} = {value}" for name, value in cell.parameters.items()))
-            for cell in results.cells
+            (cell.task, ", ".join(f"{name} = {value}" for name, value in cell.parameters.items()))
+            for cell in (*results.cells, *results.measures)
         }
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from safetensors import numpy as safetensors_numpy
 
 from fedleak.captures import RunLayout
 from fedleak.errors import CaptureError, ResourceError
+from fedleak.reporting import text
 
 T = TypeVar("T")
 
@@ -30,16 +31,22 @@ class Stored(BaseModel):
 
 
 class Cell(Stored):
-    """One attack on one capture, as the auditor recorded it."""
+    """One attack on one capture, or one measure of it, as the auditor recorded it."""
 
     cell: str
     round: int
     client: str
-    attack: str
+    attack: str | None
+    measure: str | None = None
     parameters: dict[str, Any] = {}
     status: CellStatus
     reason: str = ""
     seconds: float
+
+    @property
+    def task(self) -> str:
+        """The attack or the measure."""
+        return self.attack or self.measure or ""
 
 
 class Expectation(Stored):
@@ -53,6 +60,7 @@ class Expectation(Stored):
     metric: str
     attack: str | None = None
     layer: str | None = None
+    minus_layer: str | None = None
     round: int | None = None
     cell: str = ""
     minus: str | None = None
@@ -66,17 +74,40 @@ class Expectation(Stored):
     repeats: int = 1
     met: bool
     source: str = ""
+    claim: str = ""
 
     @property
     def subject(self) -> str:
         """What was measured, in words: ``gs median psnr``, ``accuracy in round 5``."""
+        minus = None if self.minus_layer is None else f"minus {self.minus_layer}"
         when = None if self.round is None else f"in round {self.round}"
-        return " ".join(filter(None, (self.attack, self.aggregate, self.metric, self.layer, when)))
+        parts = (self.attack, self.aggregate, self.metric, self.layer, minus, when)
+        return " ".join(filter(None, parts))
+
+    @property
+    def verdict(self) -> str | None:
+        """Whether what was claimed was seen, and the numbers that decide it; None for none."""
+        if not self.claim:
+            return None
+        seen = "Seen" if self.met else "Not seen"
+        if self.measured is None:
+            return f"Not measured: {self.claim}."
+        said = f"{self.subject} is {text.plain(self.measured)}"
+        if self.low is not None and self.high is not None:
+            said += f", 95 % interval {text.interval(self.low, self.high)}"
+        wanted = text.requirement(self.comparison, self.value, self.tolerance)
+        where = f" at {self.cell}" if self.cell else ""
+        return f"{seen}: {self.claim} ({said}{where}; {wanted} was expected)."
 
     @property
     def difference(self) -> float | None:
         """Measured minus published."""
         return None if self.measured is None else self.measured - self.value
+
+
+def verdicts(expectations: Sequence[Expectation]) -> list[str]:
+    """What was claimed and whether it was seen, a sentence each."""
+    return [said for each in expectations if (said := each.verdict) is not None]
 
 
 class CapturedClient(Stored):
@@ -137,6 +168,29 @@ class SampleScores:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """One measured value.
+
+    Attributes:
+        cell: The cell's name.
+        metric: Its name.
+        layer: The layer or layers, None for the whole update.
+        sample: Index of the true sample, -1 for the cell as a whole.
+        value: A finite or infinite number.
+        low: Lower end of its 95 % interval; NaN where there is none.
+        high: Upper end.
+    """
+
+    cell: str
+    metric: str
+    layer: str | None
+    sample: int
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Pictures:
     """Samples from one file: ``inputs`` (m, \\*input) in [0, 1], or tokens (m, length),
     ``labels`` (m,), ``confidence`` (m,); None where the file has none.
@@ -154,7 +208,9 @@ class Results:
     Attributes:
         layout: Where its files lie.
         rounds: Committed rounds by number, ascending.
-        cells: All audit cells by round, client and attack.
+        cells: All cells of attacks by round, client and attack.
+        measures: All cells of measures likewise.
+        measured: What the measures gave, in the order in which they gave it.
         scores: By cell name, then by index of the true sample; -1 holds the scores of
             the whole cell. A cell without truth has no entry.
         expectations: Empty where the scenario has none.
@@ -167,6 +223,8 @@ class Results:
     layout: RunLayout
     rounds: Mapping[int, Round]
     cells: tuple[Cell, ...]
+    measures: tuple[Cell, ...]
+    measured: tuple[Measured, ...]
     scores: Mapping[str, Mapping[int, SampleScores]]
     expectations: tuple[Expectation, ...]
     environment: Mapping[str, Any]
@@ -180,20 +238,20 @@ class Results:
         return {index: scores[index] for index in sorted(scores) if index >= 0}
 
     def settings(self, cell: Cell) -> str:
-        """The parameters that set the cell apart from others of its attack, or ``""``."""
+        """The parameters that set the cell apart from others of its kind, or ``""``."""
         return ", ".join(
             f"{name}={value}"
             for name, value in cell.parameters.items()
-            if (cell.attack, name) in self._varied
+            if (cell.task, name) in self._varied
         )
 
     @cached_property
     def _varied(self) -> set[tuple[str, str]]:
-        """(attack, parameter) pairs that do not have one value throughout the run."""
+        """(task, parameter) pairs that do not have one value throughout the run."""
         values: dict[tuple[str, str], set[str]] = {}
-        for cell in self.cells:
+        for cell in (*self.cells, *self.measures):
             for name, value in cell.parameters.items():
-                values.setdefault((cell.attack, name), set()).add(repr(value))
+                values.setdefault((cell.task, name), set()).add(repr(value))
         return {pair for pair, found in values.items() if len(found) > 1}
 
     @property
@@ -248,13 +306,18 @@ def read_results(run: Path) -> Results:
             f"the audit of {run} did not finish: {layout.results.name} is missing; "
             f"`fedleak audit {run}` finishes it"
         )
-    cells = [_read_cell(path) for path in paths]
+    cells = sorted(
+        (_read_cell(path) for path in paths), key=lambda cell: (cell.round, cell.client, cell.cell)
+    )
+    scores, measured = _read_rows(layout.results)
     manifest = read_json(layout.manifest, TypeAdapter(_Manifest))
     return Results(
         layout=layout,
         rounds=dict(sorted(manifest.rounds.items())),
-        cells=tuple(sorted(cells, key=lambda cell: (cell.round, cell.client, cell.cell))),
-        scores=_read_scores(layout.results),
+        cells=tuple(cell for cell in cells if cell.attack is not None),
+        measures=tuple(cell for cell in cells if cell.measure is not None),
+        measured=measured,
+        scores=scores,
         expectations=read_json(layout.expectations, TypeAdapter(tuple[Expectation, ...]), ()),
         environment=read_json(layout.environment, TypeAdapter(dict[str, Any]), {}),
         scenario=_read_text(layout.scenario),
@@ -302,26 +365,32 @@ def _read_text(path: Path) -> str | None:
         raise CaptureError(f"{path} cannot be read: {error}") from error
 
 
-def _read_scores(path: Path) -> dict[str, dict[int, SampleScores]]:
+def _read_rows(path: Path) -> tuple[dict[str, dict[int, SampleScores]], tuple[Measured, ...]]:
+    """Scores by cell and sample, and measured values."""
     # Imported here: `fedleak --help` does not need pyarrow. `pq.read_table` would import
     # pandas as well.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = ["cell", "sample", "match", "metric", "value", "layer"]
+    names = ["cell", "sample", "match", "metric", "value", "layer", "measure", "low", "high"]
     try:
-        table = pq.ParquetFile(path).read().select(columns)
+        table = pq.ParquetFile(path).read().select(names)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise CaptureError(f"{path} is damaged: {error}") from error
     scores: dict[str, dict[int, SampleScores]] = {}
+    measured = []
     for row in table.to_pylist():
-        if row["layer"] is not None:
+        defined = row["value"] is not None and not math.isnan(row["value"])
+        if row["measure"] is not None:
+            if defined:
+                values = {name: row[name] for name in Measured.__dataclass_fields__}
+                measured.append(Measured(**values))
             continue
         entry = scores.setdefault(row["cell"], {}).setdefault(row["sample"], SampleScores())
         entry.match = row["match"]
-        if row["value"] is not None and not math.isnan(row["value"]):
+        if defined:
             entry.values[row["metric"]] = row["value"]
-    return scores
+    return scores, tuple(measured)
 
 
 def _read_pictures(path: Path) -> Pictures | None:

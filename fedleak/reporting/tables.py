@@ -96,6 +96,8 @@ class Answer:
     @property
     def sentence(self) -> str:
         """How much leaked, in one sentence that states its own threshold."""
+        if not self.cells:
+            return "No attack was run: what leaks is measured, not reconstructed."
         if not self.samples and self.unscored:
             return (
                 f"No truth is available: {self.unscored} of {self.cells} attacks made "
@@ -136,9 +138,9 @@ class RoundRow:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Cells of one attack that did not finish for one and the same reason."""
+    """Cells of one attack or measure that did not finish for one and the same reason."""
 
-    attack: str
+    task: str
     status: CellStatus
     reason: str
     cells: int
@@ -211,13 +213,13 @@ def round_rows(results: Results) -> list[RoundRow]:
 def troubles(results: Results) -> list[Trouble]:
     """What did not finish and why; equal reasons are counted together, most cells first."""
     counts = Counter(
-        (cell.attack, cell.status, text.one_line(cell.reason))
-        for cell in results.cells
+        (cell.task, cell.status, text.one_line(cell.reason))
+        for cell in (*results.cells, *results.measures)
         if cell.status != "done"
     )
     return [
-        Trouble(attack, status, reason, number)
-        for (attack, status, reason), number in counts.most_common()
+        Trouble(task, status, reason, number)
+        for (task, status, reason), number in counts.most_common()
     ]
 
 
@@ -232,7 +234,7 @@ def _summary_row(cell: Cell, results: Results) -> SummaryRow:
         cell=cell.cell,
         round=cell.round,
         client=cell.client,
-        attack=cell.attack,
+        attack=cell.task,
         settings=results.settings(cell),
         status=cell.status,
         samples=len(samples),

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedleak.reporting import text
-from fedleak.reporting.results import Expectation, Results, read_results
+from fedleak.reporting.layers import headlines, measured_rows
+from fedleak.reporting.results import Expectation, Results, read_results, verdicts
 from fedleak.reporting.tables import (
     Trouble,
     answer,
@@ -41,13 +42,15 @@ def terminal_report(run: Path) -> RenderableType:
     parts: list[RenderableType] = [Text(reply.sentence, style)]
     parts += [Text(note, "yellow") for note in results.notes]
     parts += _leaks(results)
+    parts += _measured(results)
     if reply.samples and reply.unscored:
         note = f"No truth is available for {text.count(reply.unscored, 'attack')}: not scored."
         parts += [Text(), Text(note)]
     for trouble in troubles(results):
         parts += [Text(), _trouble(trouble)]
     if results.expectations:
-        parts += [Text(), compared(results.expectations)]
+        parts += [Text(), *(outside(said) for said in verdicts(results.expectations))]
+        parts.append(compared(results.expectations))
     return Group(*parts)
 
 
@@ -110,10 +113,33 @@ def _leaks(results: Results) -> list[RenderableType]:
     return parts
 
 
+def _measured(results: Results) -> list[RenderableType]:
+    rows = headlines(measured_rows(results))
+    if not rows:
+        return []
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("measured", overflow="fold")
+    table.add_column("most in", overflow="fold")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("95 % interval", justify="right", no_wrap=True)
+    for headline in rows[:MOST_ROWS]:
+        most = headline.most
+        table.add_row(
+            outside(f"{most.metric} {most.settings}".strip()),
+            outside(f"{most.layer or 'the update'}, round {most.round}"),
+            text.plain(most.value),
+            text.interval(most.low, most.high),
+        )
+    parts: list[RenderableType] = [Text(), table]
+    if len(rows) > MOST_ROWS:
+        parts.append(Text(f"{len(rows) - MOST_ROWS} more are on the page", "dim"))
+    return parts
+
+
 def _trouble(trouble: Trouble) -> Text:
     return Text.assemble(
         (f"{trouble.status}: ", "yellow"),
-        outside(trouble.attack),
+        outside(trouble.task),
         f" on {text.count(trouble.cells, 'update')}: ",
         outside(trouble.reason),
     )

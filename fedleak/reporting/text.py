@@ -34,6 +34,13 @@ def share(value: float | None, samples: int) -> str:
     return _number(value, ".0%")
 
 
+def interval(low: float, high: float) -> str:
+    """The ends of an interval; missing where it has none."""
+    if math.isnan(low) or math.isnan(high):
+        return MISSING
+    return f"{plain(low)} to {plain(high)}"
+
+
 def requirement(comparison: str, value: float, tolerance: float) -> str:
     """A published value or limit, for example ``≥ 20 ± 0.5``."""
     sign = {">=": "≥", "<=": "≤", "==": "="}.get(comparison, comparison)

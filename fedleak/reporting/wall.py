@@ -191,7 +191,7 @@ def _card(
         lines = () if truth_label is None else (f"label {truth_label}",)
         tiles.append(Tile("original", image, words, lines=lines, passage=passage))
     for cell in cells:
-        name = f"{cell.attack} {results.settings(cell)}".strip()
+        name = f"{cell.task} {results.settings(cell)}".strip()
         if cell.status != "done":
             note = f"{cell.status}: {text.one_line(cell.reason)}"
             tiles.append(Tile(name, None, note=note))

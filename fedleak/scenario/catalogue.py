@@ -44,6 +44,7 @@ _TABLES: dict[str, tuple[type[Component], ...]] = {
     "server": server_strategies.PARTIES,
     "defense": defenses.DEFENSES,
     "attack": attacks.ATTACKS,
+    "measure": measures.MEASURES,
     "score": measures.SCORES,
 }
 

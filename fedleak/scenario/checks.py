@@ -6,8 +6,14 @@ from collections import Counter
 from collections.abc import Iterator
 
 from fedleak.errors import Problem
-from fedleak.scenario.expectations import IN_STUDIES, MODEL_METRICS, SCORED, Expectation
-from fedleak.scenario.schema import Scenario
+from fedleak.scenario.expectations import (
+    IN_STUDIES,
+    MEASURED,
+    MODEL_METRICS,
+    SCORED,
+    Expectation,
+)
+from fedleak.scenario.schema import Audit, Scenario
 
 RestsOn = tuple[str, ...]
 
@@ -56,18 +62,30 @@ def combinations(scenario: Scenario) -> Iterator[tuple[Problem, RestsOn]]:
             if getattr(expectation, name):
                 message = "only a study has cells to choose from; this scenario has no matrix"
                 yield Problem(f"{path}.{name}", message), (path,)
-        if expectation.metric not in SCORED:
+        if expectation.metric not in (*SCORED, *MEASURED):
             message = f"{expectation.metric!r} is compared in studies only; there are: "
-            yield Problem(f"{path}.metric", message + ", ".join(SCORED)), (path,)
+            yield Problem(f"{path}.metric", message + ", ".join((*SCORED, *MEASURED))), (path,)
         if (absent := no_such_round(expectation, scenario)) is not None:
             yield Problem(f"{path}.round", absent), (path, "federation.rounds", "audit.rounds")
-        if not kinds:
-            message = "nothing is scored: audit.attacks is empty"
-            yield Problem(path, message), (path, "audit.attacks")
-        elif expectation.attack is not None and expectation.attack not in kinds:
-            message = f"{expectation.attack!r} is not among audit.attacks ({', '.join(kinds)})"
-            path = f"{path}.attack"
-            yield Problem(path, message), (path, "audit.attacks")
+        if (unscored := not_audited(expectation, audit)) is not None:
+            name, message = unscored
+            rests_on = ("audit.measures" if expectation.metric in MEASURED else "audit.attacks",)
+            yield Problem(".".join(filter(None, (path, name))), message), (path, *rests_on)
+
+
+def not_audited(expectation: Expectation, audit: Audit) -> tuple[str, str] | None:
+    """Why an audit gives no such score or value: the field at fault, ``""`` for none, and why."""
+    if expectation.metric in MEASURED:
+        if not any(expectation.metric in measure.metrics for measure in audit.measures):
+            return "metric", "nothing measures it: it needs its measure in audit.measures"
+        return None
+    kinds = [attack.kind for attack in audit.attacks]
+    if not kinds:
+        return "", "nothing is scored: audit.attacks is empty"
+    if expectation.attack is not None and expectation.attack not in kinds:
+        listed = ", ".join(kinds)
+        return "attack", f"{expectation.attack!r} is not among audit.attacks ({listed})"
+    return None
 
 
 def no_such_round(expectation: Expectation, scenario: Scenario) -> str | None:

@@ -11,18 +11,22 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
-from fedleak.measures import SCORES
+from fedleak.measures import MEASURES, SCORES
 
 Aggregate = Literal["mean", "median", "min", "max"]
 AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
 
 SCORED: tuple[str, ...] = tuple(score.kind_name() for score in SCORES)
-"""What an audit measures."""
+"""What reconstructions are scored by."""
+MEASURED: tuple[str, ...] = tuple(
+    dict.fromkeys(metric for measure in MEASURES for metric in measure.metrics)
+)
+"""What measures give."""
 MODEL_METRICS = ("accuracy", "loss")
 """What the central party measures of the global model after each round."""
 TIME = "seconds"
 """How long an attack took on one capture."""
-METRICS = (*SCORED, *MODEL_METRICS, TIME)
+METRICS = (*SCORED, *MEASURED, *MODEL_METRICS, TIME)
 
 IN_STUDIES = {"where", "minus", "over", "values"}
 """Fields that choose among a study's cells."""
@@ -54,6 +58,9 @@ class Expectation(BaseModel):
     layer: str | None = Field(
         None, description="values of this layer only; default those that belong to no layer"
     )
+    minus_layer: str | None = Field(
+        None, description="with layer: compare the difference to this other layer"
+    )
     round: int | None = Field(
         None,
         ge=1,
@@ -81,6 +88,7 @@ class Expectation(BaseModel):
         0.0, ge=0, description="how far the measured value may miss, in the metric's unit"
     )
     source: str = Field("", description="where the value comes from, for example a table")
+    claim: str = Field("", description="what holds if it is met, as a sentence for the report")
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -88,6 +96,8 @@ class Expectation(BaseModel):
             raise ValueError("needs either value, or over and values")
         if (self.over is None) != (not self.values):
             raise ValueError("over and values belong together")
+        if self.minus_layer is not None and self.layer is None:
+            raise ValueError("minus_layer needs layer, from which it is subtracted")
         return self
 
 
@@ -124,14 +134,22 @@ def judge(expectation: Expectation, scores: Iterable[Mapping[str, Any]]) -> Verd
         expectation: What was expected; a single value.
         scores: Rows with ``round``, ``attack``, ``metric``, ``layer`` and ``value``.
     """
-    values = [
-        row["value"]
-        for row in scores
-        if row["metric"] == expectation.metric
-        and expectation.attack in (None, row["attack"])
-        and row["layer"] == expectation.layer
-        and (expectation.round is None or row["round"] == expectation.round)
-        and not math.isnan(row["value"])
-    ]
-    measured = aggregated(values, expectation.aggregate) if values else None
+    rows = list(scores)
+
+    def value(layer: str | None) -> float | None:
+        values = [
+            row["value"]
+            for row in rows
+            if row["metric"] == expectation.metric
+            and expectation.attack in (None, row["attack"])
+            and row["layer"] == layer
+            and (expectation.round is None or row["round"] == expectation.round)
+            and not math.isnan(row["value"])
+        ]
+        return aggregated(values, expectation.aggregate) if values else None
+
+    measured = value(expectation.layer)
+    if expectation.minus_layer is not None:
+        other = value(expectation.minus_layer)
+        measured = None if measured is None or other is None else measured - other
     return Verdict(expectation, measured, meets(expectation, measured))

@@ -21,6 +21,7 @@ from fedleak.attacks import Attack
 from fedleak.components import Component
 from fedleak.data.batches import batches, client_split
 from fedleak.errors import Problem, ScenarioError
+from fedleak.measures import Measure
 from fedleak.models import DROPOUT_NOTE, Architecture, Init, build, has_dropout
 from fedleak.records import Dataset, DataSplits, Indices, TrainingFacts, Truth
 from fedleak.scenario.schema import Scenario
@@ -152,14 +153,16 @@ def _prepare(scenario_json: str) -> Prepared:
     defenses = scenario.client.defenses
     if defenses:
         facts = prepared.different_facts
-        problems += _unsupported("client.defenses", defenses, served.model, facts, splits.train)
+        problems += _unsupported("client.defenses", defenses, served.model, facts, splits)
     try:
         model = scenario.server.model_sent(served)
     except NoTrap as lost:
         problems.append(Problem("server", f"{scenario.server.kind} is unsupported: {lost}."))
         raise ScenarioError(problems) from lost
     facts = (prepared.facts(0, 1),)
-    problems += _unsupported("audit.attacks", scenario.audit.attacks, model, facts, splits.train)
+    audit = scenario.audit
+    problems += _unsupported("audit.attacks", audit.attacks, model, facts, splits)
+    problems += _unsupported("audit.measures", audit.measures, model, facts, splits)
     if problems:
         raise ScenarioError(problems)
     return prepared
@@ -167,14 +170,16 @@ def _prepare(scenario_json: str) -> Prepared:
 
 def _unsupported(
     path: str,
-    components: Sequence[Attack | Defense],
+    components: Sequence[Attack | Defense | Measure],
     model: nn.Module,
     facts: Sequence[TrainingFacts],
-    train: Dataset,
+    splits: DataSplits,
 ) -> Iterator[Problem]:
-    """Attacks or defenses that cannot work on the model with any of the facts, and why."""
+    """Attacks, defenses or measures that cannot work with the model and facts, and why."""
+    shape, classes = splits.train.input_shape, splits.train.classes
     for index, component in enumerate(components):
-        reasons = (component.unsupported(model, f, train.input_shape, train.classes) for f in facts)
+        known = {"data": splits} if isinstance(component, Measure) else {}
+        reasons = (component.unsupported(model, f, shape, classes, **known) for f in facts)
         if reason := next(filter(None, reasons), None):
             yield Problem(f"{path}.{index}", f"{component.kind} is unsupported: {reason}")
 

@@ -16,6 +16,7 @@ from fedleak.data import (
     Partition,
     Source,
 )
+from fedleak.measures import MEASURES, Measure
 from fedleak.models import INITS, MODELS, Architecture, CustomModel, DefaultInit, Init
 from fedleak.scenario.expectations import Expectation
 from fedleak.scenario.matrix import Matrix
@@ -106,7 +107,7 @@ class Client(Section):
 
 
 class Audit(Section):
-    """Which captures are attacked, and how."""
+    """Which captures are attacked and measured, and how."""
 
     rounds: tuple[int, ...] | None = Field(
         None, min_length=1, description="rounds to audit; default all"
@@ -117,11 +118,15 @@ class Audit(Section):
     attacks: tuple[Annotated[Attack, OneOf(ATTACKS)], ...] = Field(
         (), description="attacks run on each capture"
     )
+    measures: tuple[Annotated[Measure, OneOf(MEASURES)], ...] = Field(
+        (), description="measures computed of each capture, or of what was sent in each round"
+    )
     known_labels: bool = Field(
         False, description="whether the threat model grants attacks the samples' labels"
     )
     executor: Literal["inline", "ray"] = Field(
-        "inline", description="where attacks run: this process, or a pool of Ray actors"
+        "inline",
+        description="where attacks and measures run: this process, or a pool of Ray actors",
     )
     actors: int | None = Field(
         None, ge=1, le=4096, description="Ray actors at most; default as many as there is room for"
@@ -135,6 +140,11 @@ class Audit(Section):
     address: str | None = Field(
         None, description="an existing Ray cluster; default a session of the auditor's own"
     )
+
+    @property
+    def tasks(self) -> tuple[Attack | Measure, ...]:
+        """All that is to be done to captures."""
+        return (*self.attacks, *self.measures)
 
 
 class Scenario(Section):

@@ -14,7 +14,7 @@ from pydantic import JsonValue, ValidationError
 
 from fedleak.errors import Problem, ScenarioError, nearest
 from fedleak.scenario.assignment import put
-from fedleak.scenario.checks import no_such_round
+from fedleak.scenario.checks import no_such_round, not_audited
 from fedleak.scenario.expectations import MODEL_METRICS, Expectation
 from fedleak.scenario.loading import is_study, read_document, scenario_from
 from fedleak.scenario.matrix import (
@@ -339,17 +339,13 @@ def _counterpart(
 
 
 def _unscored(expectation: Expectation, cell: StudyCell) -> Iterator[Problem]:
-    kinds = [attack.kind for attack in cell.scenario.audit.attacks]
     if (absent := no_such_round(expectation, cell.scenario)) is not None:
         yield Problem("round", absent)
     if expectation.metric in MODEL_METRICS:
         if not cell.scenario.federation.evaluate:
             yield Problem("metric", "federation.evaluate is false: nothing measures the model")
-    elif not kinds:
-        yield Problem("metric", "nothing is scored: audit.attacks is empty")
-    elif expectation.attack is not None and expectation.attack not in kinds:
-        listed = ", ".join(kinds)
-        yield Problem("attack", f"{expectation.attack!r} is not among audit.attacks ({listed})")
+    elif (unscored := not_audited(expectation, cell.scenario.audit)) is not None:
+        yield Problem(unscored[0] or "metric", unscored[1])
 
 
 def _words(settings: Mapping[str, JsonValue]) -> str:

@@ -51,8 +51,9 @@ class Measured:
 
     Attributes:
         cell: The cell's name.
-        attack: The attack, or None for what no attack measures. Attacks that were added
-            to a run with parameters of their own bear their digest: ``gs-1a2b3c``.
+        attack: The attack or measure, or None for what the central party measures itself.
+            What was added to a run with parameters of its own bears their digest:
+            ``gs-1a2b3c``.
         metric: The score's name.
         layer: The layer, or None for what belongs to no layer.
         round: The round, or None for the whole run: scores of all rounds, the global model
@@ -81,7 +82,7 @@ class Measured:
 
 
 _Key = tuple[str | None, str, str | None, int | None]
-"""Attack, metric, layer, round."""
+"""Attack or measure, metric, layer, round."""
 
 
 @dataclass(frozen=True)
@@ -179,13 +180,14 @@ def _read_run(directory: Path, scenario: Scenario) -> _Run:
     troubles: Counter[tuple[str, str, str]] = Counter()
     granted = () if scenario.audit.known_labels else None
     own = {Cell(0, "", attack, {}, granted).settings for attack in scenario.audit.attacks}
+    own |= {Cell(0, "", measure, {}).settings for measure in scenario.audit.measures}
 
-    def name(cell: str, attack: str) -> str:
+    def name(cell: str, attack: str | None, measure: str | None) -> str:
         settings = cell.split(".", 2)[2]
-        return attack if settings in own else settings
+        return (attack or measure or "") if settings in own else settings
 
     for outcome in finished(layout):
-        attack = name(outcome.cell, outcome.attack)
+        attack = name(outcome.cell, outcome.attack, outcome.measure)
         if outcome.status == "done":
             for number in (None, outcome.round):
                 scores[attack, TIME, None, number].append(outcome.seconds)
@@ -193,7 +195,7 @@ def _read_run(directory: Path, scenario: Scenario) -> _Run:
             troubles[attack, outcome.status, outcome.reason] += 1
     for row in _read_scores(layout.results):
         if not math.isnan(row["value"]):
-            attack = name(row["cell"], row["attack"])
+            attack = name(row["cell"], row["attack"], row["measure"])
             for number in (None, row["round"]):
                 scores[attack, row["metric"], row["layer"], number].append(row["value"])
     for number, metrics in _model_metrics(layout).items():
@@ -207,7 +209,7 @@ def _read_scores(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []  # nothing was attacked
     try:
-        columns = ["cell", "round", "attack", "metric", "layer", "value"]
+        columns = ["cell", "round", "attack", "measure", "metric", "layer", "value"]
         rows: list[dict[str, Any]] = pq.ParquetFile(path).read().select(columns).to_pylist()
     except (OSError, KeyError, pa.ArrowException) as error:
         raise CaptureError(f"{path} is damaged: {error}") from error
@@ -256,29 +258,37 @@ def _rows(cell: str, runs: Mapping[int, _Run]) -> Iterator[Measured]:
 
 def _verdict(claim: Claim, study: Study, runs: _Runs) -> dict[str, Any]:
     """A published value beside what the cell's repeats gave on average."""
-    values = _claimed(claim.expectation, claim.cell, study, runs)
+    expected = claim.expectation
+    values = _claimed(expected, claim.cell, expected.layer, study, runs)
+    others: list[tuple[str, str | None]] = []
+    if expected.minus_layer is not None:
+        others.append((claim.cell, expected.minus_layer))
     if claim.minus is not None:
-        other = _claimed(claim.expectation, claim.minus, study, runs)
+        others.append((claim.minus, expected.layer))
+    for cell, layer in others:
+        other = _claimed(expected, cell, layer, study, runs)
         values = {repeat: values[repeat] - other[repeat] for repeat in values if repeat in other}
     measured = float(np.mean(list(values.values()))) if values else None
     between = interval(list(values.values()))
     return {
-        **claim.expectation.model_dump(mode="json", exclude=IN_STUDIES),
+        **expected.model_dump(mode="json", exclude=IN_STUDIES),
         "cell": claim.cell,
         "minus": claim.minus,
         "measured": measured,
         "low": None if between is None else between[0],
         "high": None if between is None else between[1],
         "repeats": len(values),
-        "met": meets(claim.expectation, measured),
+        "met": meets(expected, measured),
     }
 
 
-def _claimed(expectation: Expectation, cell: str, study: Study, runs: _Runs) -> dict[int, float]:
-    """By repeat, the value of a cell that an expectation is about."""
+def _claimed(
+    expectation: Expectation, cell: str, layer: str | None, study: Study, runs: _Runs
+) -> dict[int, float]:
+    """By repeat, the value of a cell in a layer that an expectation is about."""
     (scenario,) = (each.scenario for each in study.cells if each.name == cell)
     # Without an attack named, all of the scenario's count; not those that were added later.
-    attacks = {attack.kind for attack in scenario.audit.attacks}
+    attacks = {task.kind for task in scenario.audit.tasks}
     if expectation.metric in MODEL_METRICS:
         counted: set[str | None] = {None}
     else:
@@ -288,9 +298,7 @@ def _claimed(expectation: Expectation, cell: str, study: Study, runs: _Runs) -> 
         scores = [
             value
             for attack in sorted(counted, key=str)
-            for value in run.scores.get(
-                (attack, expectation.metric, expectation.layer, expectation.round), ()
-            )
+            for value in run.scores.get((attack, expectation.metric, layer, expectation.round), ())
         ]
         if scores:
             values[repeat] = aggregated(scores, expectation.aggregate)

@@ -195,7 +195,7 @@ def _run(run: StudyRun, layout: StudyLayout, keep_captures: bool) -> bool:
             shutil.rmtree(unfinished, ignore_errors=True)
             run_federation(run.scenario, directory=unfinished)
             unfinished.rename(place)
-        if run.scenario.audit.attacks:
+        if run.scenario.audit.tasks:
             audit(place)
     except FedLeakError as error:
         status, reason = "failed", str(error)

@@ -230,12 +230,14 @@ def test_the_ledger(directory: Path, scripted: Scripted) -> None:
     assert table.schema.equals(SCHEMA)
     assert table.schema.names == [
         "cell", "round", "client", "attack", "sample", "match", "metric", "value", "layer",
+        "measure", "low", "high",
     ]  # fmt: skip
     assert table.num_rows == len(audited.rows)
     for written, row in zip(table.to_pylist(), audited.rows, strict=True):
         same = written["value"] == row["value"] or math.isnan(row["value"])
         assert same
-        assert {**written, "value": 0} == {**row, "value": 0}
+        only_measures = {"measure": None, "low": None, "high": None}
+        assert {**written, "value": 0} == {**row, **only_measures, "value": 0}
     assert set(table["metric"].to_pylist()) == {"mse", "psnr", "ssim", "label-accuracy"}
     assert set(table["sample"].to_pylist()) == {0, 1, 2}
 
@@ -325,7 +327,7 @@ def test_a_scenario_may_name_what_a_run_did_not_come_to(
             ScenarioError,
             "no capture of client-009; there are client-000",
         ),
-        ({"attacks": []}, ScenarioError, "no attack to run"),
+        ({"attacks": []}, ScenarioError, "no attack or measure to run"),
     ],
 )
 def test_what_is_not_there_is_told(

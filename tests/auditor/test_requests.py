@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedleak.auditor.requests import parse_attacks, parse_clients, parse_rounds, parse_subject
+from fedleak.auditor.requests import parse_clients, parse_rounds, parse_subject, parse_tasks
 from fedleak.errors import ScenarioError
 
 NOTHING: dict[str, Any] = {
@@ -41,29 +41,29 @@ def test_rounds_and_clients() -> None:
 
 
 def test_attacks_keep_the_scenarios_parameters(directory: Path) -> None:
-    assert parse_attacks(directory, [], []) is None
+    assert parse_tasks(directory, [], [], []) == {}
     path = directory / "scenario.toml"
     path.write_text(path.read_text().replace("tolerance = 0.01", "tolerance = 0.25"))
-    analytic, gs = parse_attacks(directory, ["analytic", "gs"], ["gs.iterations=9"]) or []
+    analytic, gs = parse_tasks(directory, ["analytic", "gs"], [], ["gs.iterations=9"])["attacks"]
     assert analytic.model_dump()["tolerance"] == 0.25
     assert gs.model_dump()["iterations"] == 9
-    (only,) = parse_attacks(directory, [], ["analytic.tolerance=0.5"]) or []
+    (only,) = parse_tasks(directory, [], [], ["analytic.tolerance=0.5"])["attacks"]
     assert only.model_dump()["tolerance"] == 0.5
 
 
 def test_bad_attacks_are_told_by_option(directory: Path, tmp_path: Path) -> None:
     found = problems(
-        lambda: parse_attacks(directory, ["gs", "gz"], ["gs.iteratons=9", "gs.restarts=0"])
+        lambda: parse_tasks(directory, ["gs", "gz"], [], ["gs.iteratons=9", "gs.restarts=0"])
     )
     assert set(found) == {"--attack", "--set gs.iteratons", "--set gs.restarts"}
     assert "'gz' is not one of: analytic" in found["--attack"]
     assert "Did you mean 'iterations'?" in found["--set gs.iteratons"]
     for setting in ("gs.lr=1", "analytic=1", "nonsense.x=1"):
-        message = problems(partial(parse_attacks, directory, ["analytic"], [setting]))["--set"]
-        assert "sets no attack that is asked for (analytic)" in message
-    message = problems(lambda: parse_attacks(tmp_path, [], ["gs.lr=1"]))["--set"]
+        message = problems(partial(parse_tasks, directory, ["analytic"], [], [setting]))["--set"]
+        assert "sets nothing that is asked for (analytic)" in message
+    message = problems(lambda: parse_tasks(tmp_path, [], [], ["gs.lr=1"]))["--set"]
     assert "(none)" in message
-    assert "NAME=VALUE" in problems(lambda: parse_attacks(directory, [], ["gs.lr"]))["--set"]
+    assert "NAME=VALUE" in problems(lambda: parse_tasks(directory, [], [], ["gs.lr"]))["--set"]
 
 
 OWN = """

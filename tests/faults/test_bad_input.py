@@ -222,7 +222,7 @@ def test_a_damaged_manifest(
         (["--input-shape", "1,8,8"], 2, "--input-shape: needs --model"),
         (["--attack", "gss"], 2, "--attack: 'gss' is not one of: analytic"),
         (["--attack", "gs", "--set", "gs.iteratons=1"], 2, "--set gs.iteratons: unknown key"),
-        (["--set", "gs.iterations=1"], 2, "sets no attack that is asked for (analytic)"),
+        (["--set", "gs.iterations=1"], 2, "sets nothing that is asked for (analytic)"),
         (["--rounds", "one"], 2, "--rounds: 'one' is not a list of whole numbers"),
         (["--rounds", "7"], 2, "--rounds: no round 7 was captured; there are 1"),
         (["--clients", "7"], 2, "no capture of client-007; there are client-000, client-001"),

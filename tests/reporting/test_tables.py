@@ -59,7 +59,6 @@ def test_scores_of_a_batch_are_medians_and_nan_or_unmatched_samples_do_not_enter
         ],
     )
     builder.score(name, -1, "label-accuracy", 0.6, -1)
-    builder.score(name, 0, "psnr", 99.0, 0, layer="conv1")
     (row,) = summary(builder.write())
     assert (row.samples, row.reconstructed) == (5, 2)
     assert row.psnr_median == 20.0
@@ -112,7 +111,7 @@ def test_equal_troubles_are_counted_together(builder: RunBuilder) -> None:
         builder.cell(1, client, "analytic", status="unsupported", reason="no dense layer")
     builder.cell(1, "a", "gs", status="failed", reason="diverged")
     found = troubles(read_results(builder.write()))
-    assert [(t.attack, t.status, t.reason, t.cells) for t in found] == [
+    assert [(t.task, t.status, t.reason, t.cells) for t in found] == [
         ("analytic", "unsupported", "no dense layer", 2),
         ("gs", "failed", "diverged", 1),
     ]

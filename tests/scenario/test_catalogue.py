@@ -10,8 +10,8 @@ from server_strategies.aggregation import AGGREGATIONS
 def test_every_component_stands_there_with_a_sentence() -> None:
     entries = catalogue()
     assert set(entries) == {
-        "data", "partition", "model", "init", "server", "defense", "attack", "score",
-        "aggregation",
+        "data", "partition", "model", "init", "server", "defense", "attack", "measure",
+        "score", "aggregation",
     }  # fmt: skip
     assert [entry.kind for entry in entries["attack"]] == [a.kind_name() for a in ATTACKS]
     assert {entry.kind for entry in entries["aggregation"]} == set(AGGREGATIONS)

@@ -188,11 +188,11 @@ def test_a_study_without_attacks_measures_the_model(tiny: Tiny, tmp_path: Path) 
 
 
 def test_further_attacks_are_added_to_every_run(tiny: Tiny, tmp_path: Path) -> None:
-    from fedleak.auditor.requests import parse_attacks
+    from fedleak.auditor.requests import parse_tasks
 
     place = run_study(load_study(tiny()), directory=tmp_path / "study")
     settings = ["gs.iterations=2", "gs.restarts=1"]
-    audit_study(place, lambda run: {"attacks": parse_attacks(run, ["gs"], settings)})
+    audit_study(place, lambda run: parse_tasks(run, ["gs"], [], settings))
     rows = running.aggregate(place)
     (added,) = {row.attack for row in rows if row.attack and row.attack.startswith("gs-")}
     assert {row.cell for row in rows if row.attack == added} == set(CELLS)

@@ -51,7 +51,7 @@ def compared(results: StudyResults) -> list[Compared]:
         if e.attack and attacks != {e.attack}:
             what = f"{e.attack} {what}"
         if e.layer:
-            what += f" of {e.layer}"
+            what += f" of {e.layer}" + (f" minus {e.minus_layer}" if e.minus_layer else "")
         if e.minus:
             what += f" minus {place_beside(results, cells[e.minus], cells[e.cell])}"
         measured = plus_minus(e.measured, e.low, e.high)

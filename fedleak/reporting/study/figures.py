@@ -1,18 +1,12 @@
-"""The figures of a study: each metric over the matrix's numeric key, the model's over rounds.
-
-Matplotlib draws them as SVG: some ten kilobytes each, in a page that needs neither
-scripts nor a network. A plotting library in the page itself would add megabytes and ask
-for scripts to be allowed.
-"""
+"""The figures of a study: each metric over the matrix's numeric key, the model's over rounds."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedleak.reporting.drawing import Figure, drawing
 from fedleak.reporting.results import Expectation
 from fedleak.reporting.study.results import StudyCell, StudyResults, Value
 from fedleak.reporting.study.tables import (
@@ -35,35 +29,6 @@ _EXPECTED = {
     "<=": ("v", "expected at most"),
 }
 """Marker and words for each way of comparing."""
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fedleak",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawing as it stands in the page.
-
-    Attributes:
-        title: What is drawn.
-        source: An SVG data URI.
-        alt: The drawing in words.
-        left_out: Series that there was no room for.
-    """
-
-    title: str
-    source: str
-    alt: str
-    left_out: int
 
 
 @dataclass(frozen=True)
@@ -168,16 +133,13 @@ def _draw(
     key: str | None,
     series: Mapping[str, Sequence[_Point]],
 ) -> Figure:
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
-
     shown = dict(list(series.items())[:MOST_SERIES])
-    with matplotlib.rc_context(_STYLE):
-        canvas = Canvas(figsize=(7.2, 3.8), layout="constrained")
-        axes = canvas.add_subplot()
+    title = f"{aggregate} {metric}"
+    over = key or "the cells"
+    with drawing() as made:
+        axes = made.axes
         for index, (name, points) in enumerate(shown.items()):
             _draw_series(axes, name, points, f"C{index}", joined=key is not None)
-        title = f"{aggregate} {metric}"
         axes.set_ylabel(title)
         if key is not None:
             axes.set_xlabel(key)
@@ -189,15 +151,9 @@ def _draw(
             names = [place(results, cell) for cell in results.cells]
             if len(names) <= MOST_NAMES:
                 axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
-        handles, labels = axes.get_legend_handles_labels()
-        if any(labels):
-            axes.legend(handles, labels, fontsize="small")
-        buffer = io.BytesIO()
-        canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    over = key or "the cells"
     return Figure(
         title=f"{title} over {over}",
-        source="data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode(),
+        source=made.source,
         alt=f"{title} over {over}; the values stand in the table below",
         left_out=len(series) - len(shown),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedleak.reporting.page import fill, put_page
+from fedleak.reporting.results import verdicts
 from fedleak.reporting.study.comparison import compared
 from fedleak.reporting.study.figures import MOST_SERIES, figures
 from fedleak.reporting.study.results import read_study
@@ -40,6 +41,7 @@ def write_study_page(directory: Path) -> Path:
         table=main_table(results),
         note=note_on_intervals(results),
         compared=compared(results),
+        verdicts=verdicts(results.expectations),
         keys=list(settings(results, results.cells[0])),
         settings={cell.name: list(settings(results, cell).values()) for cell in results.cells},
         failures=failures(results),
