@@ -5,12 +5,21 @@ from __future__ import annotations
 from fedleak.attacks.analytic import Analytic
 from fedleak.attacks.attack import Attack, Progress
 from fedleak.attacks.dlg import DLG
+from fedleak.attacks.feature_matching import FeatureMatching
 from fedleak.attacks.gauss_newton import GaussNewton
 from fedleak.attacks.gs import GS
 from fedleak.attacks.idlg import IDLG
 from fedleak.attacks.representation import Representation
 
-ATTACKS: tuple[type[Attack], ...] = (Analytic, DLG, IDLG, GS, GaussNewton, Representation)
+ATTACKS: tuple[type[Attack], ...] = (
+    Analytic,
+    DLG,
+    IDLG,
+    GS,
+    GaussNewton,
+    Representation,
+    FeatureMatching,
+)
 
 __all__ = [
     "ATTACKS",
@@ -19,6 +28,7 @@ __all__ = [
     "IDLG",
     "Analytic",
     "Attack",
+    "FeatureMatching",
     "GaussNewton",
     "Progress",
     "Representation",

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedleak.attacks.attack import Attack, Progress, refuse_unusable
 from fedleak.attacks.embedding import behind_embedding
@@ -43,6 +44,11 @@ _MOST_BYTES = 2**30
 """Memory that the targets of several observations may take, one copy per candidate."""
 
 
+_COLOURS = functional.normalize(torch.tensor([[1.0, 1, 1], [1, -1, 0], [1, 1, -2]]))
+"""Brightness and two axes of colour, orthonormal. In photographs edges are edges of
+brightness, and colour varies far less (Ruderman, Cronin, Chiao, J. Opt. Soc. Am. A 15,
+1998)."""
+
 Prior = Callable[[Tensor, Tensor], Tensor]
 """Objectives ``(r,)`` of distances ``(r,)`` and inputs ``(r, b, *input)``."""
 
@@ -54,7 +60,7 @@ def total_variation(images: Tensor) -> Tensor:
     return down + across
 
 
-def smoothness(tv: float, relative_tv: float, inputs: Tensor) -> Prior | None:
+def smoothness(tv: float, relative_tv: float, inputs: Tensor, colour: float = 1.0) -> Prior | None:
     """Total variation as a prior for ``inputs``; None for flat ones, which have none.
 
     Args:
@@ -62,12 +68,16 @@ def smoothness(tv: float, relative_tv: float, inputs: Tensor) -> Prior | None:
         relative_tv: Its weight in parts of the distance at hand, which keeps both in
             proportion whatever the scale of the distance and however small it gets.
         inputs: ``(R, b, *input)``.
+        colour: Weight of colour beside that of brightness in images of three channels;
+            1 takes each channel by itself.
     """
     if inputs.dim() < 4 or not (tv or relative_tv):
         return None
+    mixed = colour != 1 and inputs.dim() == 5 and inputs.shape[2] == 3
+    axes = _COLOURS.to(inputs) * inputs.new_tensor([[1.0], [colour], [colour]])
 
     def objective(distance: Tensor, at: Tensor) -> Tensor:
-        variation = total_variation(at)
+        variation = total_variation(torch.einsum("kc,...chw->...khw", axes, at) if mixed else at)
         return distance * (1 + relative_tv * variation) + tv * variation
 
     return objective
@@ -427,18 +437,7 @@ class OptimisationAttack(Attack):
                 examples=observation.samples,
                 weight_decay=0.0,
             )
-        precision = self._dtype
-        mapping = UpdateMap(
-            observation.model,
-            {name: value.to(precision) for name, value in observation.parameters.items()},
-            {
-                name: value.to(precision) if value.is_floating_point() else value
-                for name, value in observation.buffers.items()
-            },
-            facts,
-            layers=self.layers,
-            chunk=self.chunk,
-        )
+        mapping, precision = self._mapping(observation, facts), self._dtype
         target = {name: target[name].detach().to(precision)[None] for name in mapping.layers}
         if not any(value.any() for value in target.values()):
             raise AttackFailed("the update is zero: it says nothing about the samples")
@@ -449,6 +448,21 @@ class OptimisationAttack(Attack):
         if labels.is_floating_point():
             labels = labels.to(precision)
         return Search(mapping, target, labels, start)
+
+    def _mapping(self, observation: Observation, facts: TrainingFacts) -> UpdateMap:
+        """The update map to be searched, of a client that trained as ``facts`` say."""
+        parameters, buffers = self._tensors(observation)
+        return UpdateMap(
+            observation.model, parameters, buffers, facts, layers=self.layers, chunk=self.chunk
+        )
+
+    def _tensors(self, observation: Observation) -> tuple[Update, Update]:
+        """Parameters and buffers that were sent, in the type of the computation."""
+        parameters, buffers = (
+            {n: v.to(self._dtype) if v.is_floating_point() else v for n, v in tensors.items()}
+            for tensors in (observation.parameters, observation.buffers)
+        )
+        return parameters, buffers
 
     @property
     def _dtype(self) -> torch.dtype:

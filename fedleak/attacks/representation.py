@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from fedleak.attacks.gs import AdamAttack
+from fedleak.attacks.first_order import FirstOrderAttack
 from fedleak.attacks.labels import labels_unsupported
 from fedleak.attacks.optimisation import Search
 from fedleak.attacks.structure import dense_chain, probe, samples_like
@@ -25,7 +25,7 @@ _SHARE = 0.05
 """Part of a layer's neurons that are taken to belong to one class."""
 
 
-class Representation(AdamAttack):
+class Representation(FirstOrderAttack):
     """What each class looks like to the dense layers, and an image that looks like it.
 
     Sun et al., Sec. 3.2 and Fig. 2. Classes leave their mean representation in different

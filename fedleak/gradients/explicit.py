@@ -24,6 +24,10 @@ from torch.utils._pytree import tree_leaves
 from fedleak.gradients.factored import FactoredUpdate, OuterProducts
 from fedleak.gradients.normalisation import ELEMENTARY
 
+Loss = Callable[..., Tensor]
+"""As the losses of `torch.nn.functional`: of logits ``(n, K)`` and labels ``(n,)``, with
+``reduction`` "mean" or "sum"."""
+
 _DENSE = functional.linear
 _CONVOLUTION = functional.conv2d
 
@@ -33,7 +37,7 @@ class NotExplicit(RuntimeError):
 
 
 class ExplicitGradients:
-    """Gradients of the mean cross entropy, one for each candidate.
+    """Gradients of the mean loss, one for each candidate.
 
     There are rules for dense layers, two-dimensional convolutions and the scale and
     shift of normalisation layers, as modules or as functions, used once or often.
@@ -42,7 +46,10 @@ class ExplicitGradients:
     """
 
     def __init__(
-        self, network: Callable[[Tensor], Tensor], parameters: Mapping[str, Tensor]
+        self,
+        network: Callable[[Tensor], Tensor],
+        parameters: Mapping[str, Tensor],
+        loss: Loss = functional.cross_entropy,
     ) -> None:
         """Fix everything but the candidates.
 
@@ -50,9 +57,11 @@ class ExplicitGradients:
             network: Takes ``(n, *input)``, gives logits ``(n, K)``.
             parameters: Those whose gradients are wanted, by name; the very tensors that
                 the network uses.
+            loss: Of logits and labels.
         """
         self._network = network
         self._parameters = parameters
+        self._loss = loss
         self._surveys: dict[torch.Size, _Pass] = {}
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> FactoredUpdate:
@@ -80,8 +89,8 @@ class ExplicitGradients:
             run = _Pass(self._parameters, candidates, size, zeros, copies)
             with run:
                 logits = self._network(inputs.flatten(0, 1))
-            entropy = functional.cross_entropy(logits, labels.flatten(0, 1), reduction="sum")
-            return entropy / size, run.entered
+            total = self._loss(logits, labels.flatten(0, 1), reduction="sum")
+            return total / size, run.entered
 
         (slopes, copied), entered = grad(loss, argnums=(0, 1), has_aux=True)(zeros, copies)
         parts: dict[str, list[Tensor | OuterProducts]] = {name: [] for name in self._parameters}

@@ -17,7 +17,7 @@ from fedleak.errors import nearest
 from fedleak.gradients.batching import PLANS, Evaluate, choose, fitting
 from fedleak.gradients.checkpointing import recomputed
 from fedleak.gradients.derivatives import BatchedMap, Update
-from fedleak.gradients.explicit import ExplicitGradients
+from fedleak.gradients.explicit import ExplicitGradients, Loss
 from fedleak.gradients.local_training import batches
 from fedleak.gradients.network import evaluation_copy
 from fedleak.gradients.normalisation import ElementaryNormalisation
@@ -62,6 +62,7 @@ class UpdateMap(BatchedMap):
         layers: Sequence[str] | None = None,
         chunk: int | None = None,
         batching: Batching | None = None,
+        loss: Loss = functional.cross_entropy,
     ) -> None:
         """Fix everything but the candidates.
 
@@ -74,6 +75,7 @@ class UpdateMap(BatchedMap):
                 model does not hold frozen.
             chunk: Candidates evaluated at a time; None for as many as memory allows.
             batching: How they are evaluated together; None to measure it.
+            loss: What the client lowers.
 
         Raises:
             ValueError: A name in ``layers`` is not a parameter that is trained, or
@@ -82,6 +84,7 @@ class UpdateMap(BatchedMap):
         """
         self.facts = facts
         self.chunk = chunk
+        self._criterion = loss
         frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
         self._trained = tuple(name for name in parameters if name not in frozen)
         self.layers = self._trained if layers is None else tuple(layers)
@@ -101,7 +104,7 @@ class UpdateMap(BatchedMap):
         }
         if facts.steps == 1:
             wanted = {name: self._parameters[name] for name in self.layers}
-            self._gradients = ExplicitGradients(self._logits, wanted)
+            self._gradients = ExplicitGradients(self._logits, wanted, loss)
             self._ways["explicit"] = self._explicit
         else:
             self._ways["checkpoint"] = partial(self._one_by_one, self._gradient_again)
@@ -342,7 +345,7 @@ class UpdateMap(BatchedMap):
     def _loss(self, trained: Update, others: Update, inputs: Tensor, labels: Tensor) -> Tensor:
         with ElementaryNormalisation():
             logits = self._logits(inputs, {**others, **trained})
-        return functional.cross_entropy(logits, labels)
+        return self._criterion(logits, labels, reduction="mean")
 
     def _logits(self, samples: Tensor, parameters: Update | None = None) -> Tensor:
         tensors = {**self._buffers, **(parameters or self._parameters)}

@@ -337,6 +337,31 @@ def test_total_variation_beside_the_distance_and_in_parts_of_it() -> None:
     assert smoothness(0.1, 2.0, images.flatten(2)) is None
 
 
+def test_colour_is_weighed_beside_brightness() -> None:
+    """An edge of grey costs what it did; one of opponent colours as many times more."""
+    grey, red_green = torch.zeros(2, 1, 1, 3, 2, 2).double()
+    grey[..., 0] = 1
+    red_green[..., 0, :, 0], red_green[..., 1, :, 0] = 1, -1
+    distance = torch.zeros(1).double()
+    plain, weighed = (smoothness(1.0, 0.0, grey, colour) for colour in (1.0, 5.0))
+    assert plain is not None and weighed is not None
+    # One axis of length sqrt(3) in place of three channels of 1; likewise sqrt(2) of two.
+    assert weighed(distance, grey).item() == pytest.approx(1 / 3**0.5)
+    assert weighed(distance, red_green).item() == pytest.approx(5 * 2**0.5 / 3)
+    assert plain(distance, grey).item() == pytest.approx(1)
+    assert smoothness(1.0, 0.0, grey[:, :, :1], 5.0)(distance, grey[:, :, :1]) == 1
+
+
+def test_the_optimisers_descend(observe: Observe, digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = digits
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    observation = observe(model, images[:1], labels[:1])
+    for optimiser, lr in (("signed-adam", 0.1), ("adam", 0.1), ("sgd", 10.0)):
+        attack = GS(restarts=1, iterations=80, relative_tv=0.0, optimiser=optimiser, lr=lr)
+        assert -attack.reconstruct(observation, seed=0).confidence.item() < 1e-3, optimiser
+
+
 @pytest.mark.parametrize(
     "attack", [IDLG(iterations=60), GS(iterations=60, relative_tv=0.0)], ids=["idlg", "gs"]
 )
