@@ -11,14 +11,22 @@ from fedleak.measures.matching import match
 from fedleak.measures.measure import Evidence, Measure, Release, Value
 from fedleak.measures.mse import MSE
 from fedleak.measures.psnr import PSNR
+from fedleak.measures.representation import RepresentationLeakage
 from fedleak.measures.score import InputScore, SampleScore, Score
 from fedleak.measures.ssim import SSIM
+from fedleak.measures.subspace_distance import SubspaceDistance
 from fedleak.measures.token_accuracy import TokenAccuracy
 from fedleak.measures.usable_latent import UsableLatent
 
 SAMPLE_SCORES: tuple[type[SampleScore], ...] = (MSE, PSNR, SSIM, TokenAccuracy, LabelAccuracy)
 SCORES: tuple[type[Score], ...] = (*SAMPLE_SCORES, *EXTRACTION_SCORES)
-MEASURES: tuple[type[Measure], ...] = (JacobianSensitivity, InversionInfluence, UsableLatent)
+MEASURES: tuple[type[Measure], ...] = (
+    JacobianSensitivity,
+    InversionInfluence,
+    SubspaceDistance,
+    RepresentationLeakage,
+    UsableLatent,
+)
 
 __all__ = [
     "EXTRACTION_SCORES",
@@ -36,8 +44,10 @@ __all__ = [
     "LabelAccuracy",
     "Measure",
     "Release",
+    "RepresentationLeakage",
     "SampleScore",
     "Score",
+    "SubspaceDistance",
     "TokenAccuracy",
     "UsableLatent",
     "Value",
