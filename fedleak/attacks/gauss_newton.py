@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -109,6 +110,7 @@ class _Walk:
         self.squares = inputs.new_full((len(self.inputs),), torch.inf)
         self._mapping = search.mapping
         self._target = search.aim(rows)
+        self._compared = partial(search.compared, rows=rows)
         self._labels = search.labels[rows]
         self._box = box
         self._damping = torch.zeros_like(self.squares)
@@ -123,8 +125,9 @@ class _Walk:
     def step(self, cg_steps: int) -> None:
         """Linearise, solve, and move the candidates that gain by it."""
         line = self._mapping.linearise(self.inputs, self._labels)
-        self.squares = squared_distance(line.update, self._target)
-        residual = {name: line.update[name] - value for name, value in self._target.items()}
+        update = self._compared(line.update)
+        self.squares = squared_distance(update, self._target)
+        residual = {name: update[name] - value for name, value in self._target.items()}
         downhill = -line.vjp(residual)
         free = torch.ones_like(downhill, dtype=torch.bool)
         if self._box:
@@ -138,7 +141,7 @@ class _Walk:
             return self._waves.pixels(torch.where(free, pixels, 0))
 
         def curvature(direction: Tensor) -> Tensor:
-            return adjoint(line.vjp(line.jvp(pixels(direction))))
+            return adjoint(line.vjp(self._compared(line.jvp(pixels(direction)))))
 
         downhill = adjoint(downhill)
         slope = _dot(downhill, downhill)
@@ -150,7 +153,8 @@ class _Walk:
         if self._box:
             trial = trial.clamp(0, 1)
         with torch.no_grad():
-            squares = squared_distance(self._mapping(trial, self._labels), self._target)
+            update = self._compared(self._mapping(trial, self._labels))
+            squares = squared_distance(update, self._target)
         scale = sum(value.flatten(1).square().sum(1) for value in self._target.values())
         gain = (self.squares - squares) * scale / promised
         better = squares < self.squares

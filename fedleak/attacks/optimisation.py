@@ -7,7 +7,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +22,7 @@ from fedleak.attacks.attack import Attack, Progress, refuse_unusable
 from fedleak.attacks.embedding import behind_embedding
 from fedleak.attacks.labels import known_labels, labels_unsupported, recover_labels
 from fedleak.errors import AttackFailed
-from fedleak.gradients import BatchedMap, Update, UpdateMap, like, mean_gradient
+from fedleak.gradients import BatchedMap, Update, UpdateMap, like, masked, mean_gradient
 from fedleak.records import Observation, Reconstruction, TrainingFacts
 
 Distance = Callable[[Update, Update], Tensor]
@@ -97,6 +97,8 @@ class Search:
         labels: ``(R, b)`` int64, or ``(R, b, K)`` first logits where they are optimised.
         start: ``(R, b, *input)`` first candidates.
         observations: How many there are.
+        mask: Which entries of an update are to be met, bool, in the shapes of ``target``;
+            of parameters that are not in it, all are.
     """
 
     mapping: BatchedMap
@@ -104,12 +106,25 @@ class Search:
     labels: Tensor
     start: Tensor
     observations: int = 1
+    mask: Update = field(default_factory=dict)
 
     def aim(self, rows: slice) -> Update:
         """The targets of some candidates."""
+        return self._of(self.target, rows)
+
+    def compared(self, update: Update, rows: slice) -> Update:
+        """What of some candidates' updates is compared with their targets, else zero."""
+        return masked(update, self._of(self.mask, rows))
+
+    def counting(self, name: str) -> Tensor:
+        """Which entries of one parameter's update are to be met, bool like its target."""
+        everything = torch.ones_like(self.target[name], dtype=torch.bool)
+        return self.mask.get(name, everything)
+
+    def _of(self, tensors: Update, rows: slice) -> Update:
         if self.observations == 1:
-            return self.target
-        return {name: value[rows] for name, value in self.target.items()}
+            return tensors
+        return {name: value[rows] for name, value in tensors.items()}
 
     def evaluate(
         self,
@@ -131,7 +146,7 @@ class Search:
         """
 
         def objective(update: Update, at: Tensor, rows: slice) -> Tensor:
-            value = distance(update, self.aim(rows))
+            value = distance(self.compared(update, rows), self.aim(rows))
             return value if prior is None else prior(value, at)
 
         return self.mapping.value_and_grads(objective, inputs, labels)
@@ -270,18 +285,18 @@ def _joined(searches: Sequence[Search]) -> Search:
     first = searches[0]
     if len(searches) == 1:
         return first
-    restarts = len(first.start)
+
+    def each(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(tensors)).repeat_interleave(len(first.start), 0)
+
+    hidden = {name for search in searches for name in search.mask}
     return Search(
         first.mapping,
-        {
-            name: torch.cat([search.target[name] for search in searches]).repeat_interleave(
-                restarts, 0
-            )
-            for name in first.target
-        },
+        {name: each([search.target[name] for search in searches]) for name in first.target},
         torch.cat([search.labels for search in searches]),
         torch.cat([search.start for search in searches]),
         observations=len(searches),
+        mask={name: each([search.counting(name) for search in searches]) for name in hidden},
     )
 
 
@@ -324,6 +339,11 @@ class OptimisationAttack(Attack):
     )
     layers: tuple[str, ...] | None = Field(
         None, min_length=1, description="parameters whose update is used, by name; all if not given"
+    )
+    mask_zeros: bool = Field(
+        False,
+        description="leave out of the objective what came back as it was sent: entries that a "
+        "defense held back (pruning, top-k, Soteria) say nothing",
     )
     box: bool = Field(False, description="keep pixels in 0..1 all the way, not only at the end")
     stop_below: float | None = Field(
@@ -441,13 +461,18 @@ class OptimisationAttack(Attack):
         target = {name: target[name].detach().to(precision)[None] for name in mapping.layers}
         if not any(value.any() for value in target.values()):
             raise AttackFailed("the update is zero: it says nothing about the samples")
+        mask = {}
+        if self.mask_zeros:
+            sent = {name: observation.update[name][None] != 0 for name in mapping.layers}
+            mask = {name: counts for name, counts in sent.items() if not counts.all()}
+            target = {**target, **masked(target, mask)}
         generator = torch.Generator().manual_seed(seed)
         shape = (observation.samples, *observation.input_shape)
         start = self._start(shape, generator).to(next(iter(target.values())))
         labels = self._labels(observation, generator).to(start.device)
         if labels.is_floating_point():
             labels = labels.to(precision)
-        return Search(mapping, target, labels, start)
+        return Search(mapping, target, labels, start, mask=mask)
 
     def _mapping(self, observation: Observation, facts: TrainingFacts) -> UpdateMap:
         """The update map to be searched, of a client that trained as ``facts`` say."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedleak.gradients.curvature import Curvature, eigen_noise
 from fedleak.gradients.derivatives import BatchedMap, Linearisation, Objective, Update
-from fedleak.gradients.factored import cosine_distance, like, squared_distance
+from fedleak.gradients.factored import cosine_distance, like, masked, squared_distance
 from fedleak.gradients.local_training import batches, gradient_weight, mean_gradient
 from fedleak.gradients.network import evaluation_copy
 from fedleak.gradients.plan import Batching, Plan
@@ -28,6 +28,7 @@ __all__ = [
     "evaluation_copy",
     "gradient_weight",
     "like",
+    "masked",
     "mean_gradient",
     "squared_distance",
 ]

@@ -79,6 +79,10 @@ class FactoredUpdate(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._parts)
 
+    def replaced(self, tensors: Mapping[str, Tensor]) -> FactoredUpdate:
+        """The same with other values of some parameters, ``(R, *shape)``."""
+        return FactoredUpdate({**self._parts, **{name: [t] for name, t in tensors.items()}})
+
     def products(self, name: str) -> OuterProducts | None:
         """The update of one parameter as outer products, where that saves work."""
         part, *more = self._parts[name]
@@ -142,6 +146,21 @@ def _squared_distances(
 
     first = next(iter(target.values()))
     return _sum(of(name, aim) for name, aim in target.items()).to(first.dtype)
+
+
+def masked(update: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The updates with zeros where they do not count; layers without a mask are not made.
+
+    Args:
+        update: ``(R, *shape)`` by name.
+        mask: By name, for some: bool, ``(R, *shape)``, or ``(1, *shape)`` for all.
+    """
+    if not mask:
+        return update
+    kept = {name: torch.where(counts, update[name], 0) for name, counts in mask.items()}
+    if isinstance(update, FactoredUpdate):
+        return update.replaced(kept)
+    return {**update, **kept}
 
 
 def like(per_candidate: Tensor, values: Tensor) -> Tensor:
