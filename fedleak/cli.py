@@ -377,6 +377,43 @@ def audit(
 
 
 @app.command()
+def advise(directory: RunPath, as_json: AsJson = False) -> None:
+    """Name the layers of an audited run that leak most, and try what protects them.
+
+    Runs the scenario again with noise on these layers, pruning them or withholding them,
+    and shows leakage and accuracy before and after.
+
+    Example: fedleak advise runs/quickstart-20260102T030405
+    """
+    with _progress() as progress:
+        task = progress.add_task("Measuring layers", total=None, note="")
+        from fedleak.studies import advise as advise_on
+
+        def on_step(measure: str, step: int, total: int) -> None:
+            progress.update(task, note=f"{measure} {step / total:.0%}")
+
+        advice = advise_on(directory, on_step=on_step, on_run=_on_study(progress, task))
+    if as_json:
+        _print_json(dataclasses.asdict(advice) | {"study": str(advice.study)})
+        return
+    from fedleak.reporting.advice import advice_report
+
+    tried = [(each.name, each.leak, each.accuracy) for each in advice.protections]
+    out.print(
+        advice_report(
+            advice.metric,
+            advice.ranking,
+            advice.layers,
+            tried,
+            tried[advice.protections.index(advice.best)],
+            hides=advice.hides,
+            of_texts=advice.of_texts,
+        )
+    )
+    out.print(f"\nRuns: {advice.study}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def report(
     directory: RunPath,
     as_json: AsJson = False,

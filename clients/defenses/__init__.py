@@ -17,6 +17,7 @@ from clients.defenses.soteria import Soteria
 from clients.defenses.top_k import TopK
 from clients.defenses.update_noise import UpdateNoise
 from clients.defenses.weight_inspection import WeightInspection
+from clients.defenses.withhold import Withhold
 
 DEFENSES: tuple[type[Defense], ...] = (
     GradientPruning,
@@ -25,6 +26,7 @@ DEFENSES: tuple[type[Defense], ...] = (
     TopK,
     UpdateNoise,
     WeightInspection,
+    Withhold,
 )
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "Update",
     "UpdateNoise",
     "WeightInspection",
+    "Withhold",
     "acting",
     "received",
     "released",

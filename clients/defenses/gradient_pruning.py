@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from clients.defenses.defense import Defense, Metrics, Turn, Update
+from clients.defenses.protected import no_such_layer, protected
 from clients.defenses.sparsity import Scope, smallest_zeroed
 from fedleak.records import TrainingFacts
 
@@ -24,11 +25,16 @@ class GradientPruning(Defense):
     scope: Scope = Field(
         "layer", description="smallest within each parameter tensor, or within the whole update"
     )
+    layers: tuple[str, ...] | None = Field(
+        None, min_length=1, description="names of the layers or parameters to prune; default all"
+    )
 
     def unsupported(
         self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
     ) -> str | None:
-        return None
+        return no_such_layer(model, self.layers or ())
 
     def release(self, update: Update, model: nn.Module, turn: Turn) -> tuple[Update, Metrics]:
-        return smallest_zeroed(update, lambda n: round(self.rate * n), self.scope), {}
+        chosen = {name: update[name] for name in protected(update, self.layers)}
+        pruned = smallest_zeroed(chosen, lambda n: round(self.rate * n), self.scope)
+        return {**update, **pruned}, {}

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from clients.defenses.defense import Defense, Metrics, Turn, Update
-from fedleak.errors import nearest
+from clients.defenses.protected import no_such_layer, protected
 from fedleak.records import TrainingFacts
 
 _ROUNDED = 1e4
@@ -62,15 +62,7 @@ class UpdateNoise(Defense):
     def unsupported(
         self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
     ) -> str | None:
-        names = [name for name, weight in model.named_parameters() if weight.requires_grad]
-        for layer in self.layers or ():
-            if not any(_within(name, layer) for name in names):
-                there = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
-                return (
-                    f"no layer {layer!r} with trained parameters; there are: "
-                    f"{', '.join(there)}.{nearest(layer, [*there, *names])}"
-                )
-        return None
+        return no_such_layer(model, self.layers or ())
 
     def note(self, model: nn.Module, facts: Sequence[TrainingFacts]) -> str | None:
         lacking = self._lacking(model)
@@ -86,11 +78,7 @@ class UpdateNoise(Defense):
         )
 
     def release(self, update: Update, model: nn.Module, turn: Turn) -> tuple[Update, Metrics]:
-        names = [
-            name
-            for name in update
-            if self.layers is None or any(_within(name, layer) for layer in self.layers)
-        ]
+        names = protected(update, self.layers)
         norm = _norm(update, names)
         released = dict(update)
         if self.clip is not None and norm > self.clip:
@@ -115,11 +103,8 @@ class UpdateNoise(Defense):
             return "without `clip` one update may differ from another by any amount"
         if not self.scale:
             return "without noise (`scale`) clipping hides nothing"
-        open_ = [
-            name
-            for name, _ in model.named_parameters()
-            if self.layers is not None and not any(_within(name, part) for part in self.layers)
-        ]
+        names = [name for name, _ in model.named_parameters()]
+        open_ = sorted(set(names) - set(protected(names, self.layers)), key=names.index)
         if open_:
             return f"{open_[0]!r} and perhaps others are released without noise"
         if buffers := [name for name, _ in model.named_buffers()]:
@@ -168,8 +153,3 @@ def gaussian_epsilon(ratio: float, delta: float) -> float:
 
 def _norm(update: Update, names: list[str]) -> float:
     return math.sqrt(sum(float(update[name].square().sum()) for name in names))
-
-
-def _within(name: str, layer: str) -> bool:
-    """Whether a parameter is that layer's, or the layer names the parameter itself."""
-    return name == layer or name.startswith(f"{layer}.")
