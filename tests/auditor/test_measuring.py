@@ -200,3 +200,22 @@ def test_measures_draw_from_the_cells_stream(directory: Path, probe: type[Probe]
     probe.script = staticmethod(script)  # type: ignore[method-assign]
     audit(directory, attacks=[], measures=[probe()])
     assert len(set(drawn)) == 4
+
+
+def test_release_is_what_the_client_sent_where_it_is_given_the_clients_samples(
+    directory: Path, probe: type[Probe]
+) -> None:
+    """One step on the client's own samples: the very update that was captured."""
+    apart = []
+
+    def script(evidence: Evidence) -> Iterator[Value]:
+        assert evidence.release is not None and evidence.truth is not None
+        update = evidence.release(evidence.truth, 0)
+        seen = evidence.observation.update
+        apart.append(max(float((update[n] - seen[n].double()).abs().max()) for n in seen))
+        return iter(())
+
+    probe.script = staticmethod(script)  # type: ignore[method-assign]
+    audit(directory, attacks=[], measures=[probe()])
+    assert len(apart) == 4
+    assert max(apart) < 1e-5

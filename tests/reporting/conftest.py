@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,55 @@ class RunBuilder:
                 "metric": metric,
                 "value": value,
                 "layer": layer,
+            }
+        )
+
+    def measure(
+        self, number: int, client: str, measure: str, *, status: str = "done", reason: str = ""
+    ) -> str:
+        """Add the cell of a measure."""
+        name = f"round-{number:04d}.{client}.{measure}"
+        record = {
+            "cell": name,
+            "round": number,
+            "client": client,
+            "attack": None,
+            "measure": measure,
+            "parameters": {},
+            "status": status,
+            "reason": reason,
+            "seconds": 1.0,
+            "samples": 1,
+        }
+        (self.root / "audit" / "cells" / f"{name}.json").write_text(json.dumps(record))
+        return name
+
+    def value(
+        self,
+        cell: str,
+        metric: str,
+        value: float,
+        layer: str | None = None,
+        *,
+        sample: int = -1,
+        low: float = math.nan,
+        high: float = math.nan,
+    ) -> None:
+        """Add what a measure gave."""
+        number, client, measure = cell.split(".", 2)
+        self.rows.append(
+            {
+                "cell": cell,
+                "round": int(number.removeprefix("round-")),
+                "client": client,
+                "measure": measure,
+                "sample": sample,
+                "match": -1,
+                "metric": metric,
+                "value": value,
+                "layer": layer,
+                "low": low,
+                "high": high,
             }
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from fedleak.measures import SCORES
 from fedleak.scenario.expectations import Expectation, judge
@@ -61,6 +62,21 @@ def test_a_layer_is_compared_by_itself() -> None:
     assert judge(Expectation(metric="psnr", comparison="==", value=10), scores).met
     named = Expectation(metric="psnr", layer="fc2", comparison="==", value=7)
     assert judge(named, scores).met
+
+
+def test_two_layers_are_compared_with_each_other() -> None:
+    scores = [
+        {"round": 1, "attack": None, "metric": "jacobian-f-norm", "layer": layer, "value": value}
+        for layer, value in (("conv1", 5.0), ("conv1", 7.0), ("fc1", 1.5))
+    ]
+    steeper = Expectation(
+        metric="jacobian-f-norm", layer="conv1", minus_layer="fc1", comparison=">=", value=0
+    )
+    verdict = judge(steeper, scores)
+    assert verdict.met and verdict.measured == 6.0 - 1.5
+    assert judge(steeper.model_copy(update={"minus_layer": "fc9"}), scores).measured is None
+    with pytest.raises(ValidationError, match="minus_layer needs layer"):
+        Expectation(metric="psnr", minus_layer="fc1", comparison=">=", value=0)
 
 
 def test_every_score_can_be_expected() -> None:

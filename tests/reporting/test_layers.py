@@ -1,0 +1,84 @@
+"""What measures gave, by layer: medians, intervals, charts, the terminal's lines."""
+
+from __future__ import annotations
+
+import base64
+import math
+from pathlib import Path
+
+import pytest
+
+from fedleak.reporting import write_page
+from fedleak.reporting.layers import headlines, layer_charts, measured_rows
+from fedleak.reporting.results import read_results
+from fedleak.reporting.terminal import terminal_report
+from tests.reporting.conftest import RunBuilder
+
+
+@pytest.fixture
+def measured(builder: RunBuilder) -> Path:
+    """Two clients, two layers: per sample, and for one client with an interval."""
+    builder.round(1, ["client-000", "client-001"])
+    first = builder.measure(1, "client-000", "slope")
+    builder.value(first, "slope-norm", 1.0, "conv1", sample=0)
+    builder.value(first, "slope-norm", 3.0, "conv1", sample=1)
+    builder.value(first, "slope-norm", 10.0, "fc1", low=8.0, high=12.0)
+    builder.value(first, "slope-norm", 99.0, "fc1", sample=0)
+    builder.value(first, "slope-norm", math.nan, "fc2")
+    second = builder.measure(1, "client-001", "slope")
+    builder.value(second, "slope-norm", 8.0, "conv1", sample=0)
+    builder.measure(1, "client-001", "reach", status="failed", reason="no such direction")
+    return builder.write()
+
+
+def test_medians_over_clients_and_samples_in_the_models_order(measured: Path) -> None:
+    conv, dense = measured_rows(read_results(measured))
+    assert (conv.layer, conv.value, conv.greatest, conv.values) == ("conv1", 3.0, 8.0, 3)
+    assert math.isnan(conv.low)
+    # The value of all samples stands for those of single ones, with its interval.
+    assert (dense.layer, dense.value, dense.low, dense.high) == ("fc1", 10.0, 8.0, 12.0)
+
+
+def test_the_headline_is_where_it_is_greatest(measured: Path) -> None:
+    (headline,) = headlines(measured_rows(read_results(measured)))
+    assert headline.most.layer == "fc1"
+    assert len(headline.rows) == 2
+
+
+def test_a_chart_for_each_metric_that_has_layers(measured: Path) -> None:
+    (chart,) = layer_charts(read_results(measured))
+    drawn = base64.b64decode(chart.source.partition(",")[2]).decode()
+    assert "conv1" in drawn and "fc1" in drawn and "slope-norm" in drawn
+
+
+def test_terminal_and_page_tell_it(measured: Path) -> None:
+    from rich.console import Console
+
+    console = Console(width=80, record=True)
+    console.print(terminal_report(measured))
+    told = console.export_text()
+    assert "No attack was run" in told
+    assert "fc1, round 1" in told and "8 to 12" in told
+    assert "failed: reach on 1 update: no such direction" in told
+    page = write_page(measured).read_text()
+    assert "Where it leaks" in page and "conv1" in page
+
+
+def test_what_was_claimed_is_told_with_its_numbers(builder: RunBuilder) -> None:
+    builder.round(1, ["client-000"])
+    builder.value(builder.measure(1, "client-000", "slope"), "slope-norm", 1.0, "conv1")
+    expected = {
+        "metric": "slope-norm", "aggregate": "median", "layer": "conv1", "minus_layer": "fc1",
+        "comparison": ">=", "value": 0.0, "measured": 0.25, "met": True,
+        "claim": "the first layer is steeper",
+    }  # fmt: skip
+    builder.expectations = [expected, {**expected, "measured": -1.0, "met": False}]
+    builder.expectations.append({**expected, "measured": None, "met": False})
+    told = [e.verdict for e in read_results(builder.write()).expectations]
+    assert told == [
+        "Seen: the first layer is steeper (median slope-norm conv1 minus fc1 is 0.25; ≥ 0 was "
+        "expected).",
+        "Not seen: the first layer is steeper (median slope-norm conv1 minus fc1 is −1; ≥ 0 was "
+        "expected).",
+        "Not measured: the first layer is steeper.",
+    ]
