@@ -8,12 +8,16 @@ and the JSON Schema are made from those tuples.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import operator
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Discriminator, GetCoreSchemaHandler, Tag
+from pydantic_core import CoreSchema
 
 CUSTOM_KIND = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
@@ -29,6 +33,49 @@ class Component(BaseModel):
     def kind_name(cls) -> str:
         """The component's name in a scenario, from the default of its ``kind`` field."""
         return str(cls.model_fields["kind"].default)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Says that a field is one of these components, chosen by ``kind``.
+
+    Attributes:
+        components: The package's own components.
+        custom: Takes the entry when ``kind`` has the form ``"module:name"``.
+        default: Takes the entry when it has no ``kind``.
+    """
+
+    components: tuple[type[Component], ...]
+    custom: type[Component] | None = None
+    default: type[Component] | None = None
+
+    @property
+    def all(self) -> tuple[type[Component], ...]:
+        """Every component that can take the entry."""
+        return self.components if self.custom is None else (*self.components, self.custom)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        if len(self.all) == 1:
+            return handler.generate_schema(self.all[0])
+        tagged = [
+            Annotated[
+                component, Tag("custom" if component is self.custom else component.kind_name())
+            ]
+            for component in self.all
+        ]
+        return handler.generate_schema(
+            Annotated[functools.reduce(operator.or_, tagged), Discriminator(self._tag)]
+        )
+
+    def _tag(self, value: Any) -> str | None:
+        kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+        if kind is None:
+            # What is no table at all is told to be one.
+            stands_in = self.default if isinstance(value, dict) else None
+            return None if stands_in is None else stands_in.kind_name()
+        return "custom" if isinstance(kind, str) and ":" in kind else str(kind)
 
 
 def import_object(spec: str) -> Any:

@@ -9,6 +9,7 @@ from fedleak.auditor.cells import Cell
 from fedleak.auditor.participants import Participants
 from fedleak.auditor.subject import Subject
 from fedleak.captures import CaptureStore, RunLayout, write_atomic
+from fedleak.measures import Measure
 from fedleak.models import DROPOUT_NOTE, has_dropout
 
 
@@ -23,12 +24,14 @@ def write_notes(
         cells: What is audited.
         took_part: Of a deployment, its clients.
     """
+    cells = list(cells)
     trained = has_dropout(subject.model) and any(
         _in_training_mode(store, subject, cell) for cell in cells
     )
     notes = [DROPOUT_NOTE] if trained else []
     notes += subject.notes
     notes += took_part.notes if took_part else ()
+    notes += [cell.task.note for cell in cells if isinstance(cell.task, Measure) and cell.task.note]
     write_atomic(store.layout.notes, json.dumps(list(dict.fromkeys(notes)), indent=1).encode())
 
 

@@ -17,6 +17,7 @@ from fedleak.measures.ssim import SSIM
 from fedleak.measures.subspace_distance import SubspaceDistance
 from fedleak.measures.token_accuracy import TokenAccuracy
 from fedleak.measures.usable_latent import UsableLatent
+from fedleak.measures.usable_original import UsableOriginal
 
 SAMPLE_SCORES: tuple[type[SampleScore], ...] = (MSE, PSNR, SSIM, TokenAccuracy, LabelAccuracy)
 SCORES: tuple[type[Score], ...] = (*SAMPLE_SCORES, *EXTRACTION_SCORES)
@@ -26,6 +27,7 @@ MEASURES: tuple[type[Measure], ...] = (
     SubspaceDistance,
     RepresentationLeakage,
     UsableLatent,
+    UsableOriginal,
 )
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "SubspaceDistance",
     "TokenAccuracy",
     "UsableLatent",
+    "UsableOriginal",
     "Value",
     "extraction",
     "match",

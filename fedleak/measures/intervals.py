@@ -23,3 +23,17 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     reach = float(t.ppf(0.975, len(values) - 1)) * error
     return mean, mean - reach, mean + reach
+
+
+def share_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a share (Clopper and Pearson 1934).
+
+    Args:
+        successes: In 0..trials.
+        trials: At least one.
+        level: With which probability, at least, an interval made so holds the share.
+    """
+    from scipy.stats import binomtest
+
+    ends = binomtest(successes, trials).proportion_ci(level, method="exact")
+    return float(ends.low), float(ends.high)

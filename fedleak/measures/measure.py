@@ -101,6 +101,11 @@ class Measure(Component, ABC):
             data: The federation's samples, with their attributes, where they are known.
         """
 
+    @property
+    def note(self) -> str | None:
+        """A sentence that a reader of the values must know, if there is one."""
+        return None
+
     @abstractmethod
     def measure(self, evidence: Evidence) -> Iterator[Value]:
         """Compute the values.

@@ -100,4 +100,8 @@ def _default(info: FieldInfo) -> str | None:
     value = info.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return None
-    return "none" if value is None else json.dumps(value, default=str)
+    return "none" if value is None else json.dumps(value, default=_in_words)
+
+
+def _in_words(value: object) -> str:
+    return str(value.kind) if isinstance(value, Component) else str(value)

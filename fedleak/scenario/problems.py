@@ -8,9 +8,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedleak.components import Component
+from fedleak.components import Component, OneOf
 from fedleak.errors import Problem, nearest
-from fedleak.scenario.one_of import OneOf
 
 _TYPES = {
     "int_type": "a whole number",

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from clients.defenses import DEFENSES, Defense
 from fedleak.attacks import ATTACKS, Attack
+from fedleak.components import OneOf
 from fedleak.data import (
     PARTITIONS,
     SOURCES,
@@ -20,7 +21,6 @@ from fedleak.measures import MEASURES, Measure
 from fedleak.models import INITS, MODELS, Architecture, CustomModel, DefaultInit, Init
 from fedleak.scenario.expectations import Expectation
 from fedleak.scenario.matrix import Matrix
-from fedleak.scenario.one_of import OneOf
 from server_strategies import PARTIES, Aggregation, HonestButCuriousParty, Party
 
 
