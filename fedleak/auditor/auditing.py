@@ -20,7 +20,7 @@ from fedleak.auditor.scoring import rows_of
 from fedleak.auditor.subject import Subject, subject_of_scenario
 from fedleak.captures import CaptureStore, RunLayout, StudyLayout, write_atomic
 from fedleak.errors import CaptureError, Problem, ResourceError, ScenarioError
-from fedleak.measures import Measure
+from fedleak.measures import Measure, leakage_budget
 from fedleak.records import partition_name
 from fedleak.scenario import Audit, Scenario, load_scenario
 from fedleak.scenario.expectations import IN_STUDIES, Verdict, judge
@@ -139,6 +139,7 @@ def audit(
     for outcome in finished(layout):
         scored = fresh.get(outcome.cell)  # empty where there was nothing to score
         rows.extend(rows_of(layout, subject, outcome) if scored is None else scored)
+    rows.extend(leakage_budget(rows))
     write_ledger(layout.results, rows)
     write_notes(store, subject, cells, took_part)
     verdicts: tuple[Verdict, ...] = ()

@@ -7,6 +7,7 @@ from fedleak.measures.extraction import EXTRACTION_SCORES, ExtractionScore, extr
 from fedleak.measures.inversion_influence import InversionInfluence
 from fedleak.measures.jacobian_sensitivity import JacobianSensitivity
 from fedleak.measures.label_accuracy import LabelAccuracy
+from fedleak.measures.leakage_budget import BUDGET_METRICS, leakage_budget
 from fedleak.measures.matching import match
 from fedleak.measures.measure import Evidence, Measure, Release, Value
 from fedleak.measures.mse import MSE
@@ -31,6 +32,7 @@ MEASURES: tuple[type[Measure], ...] = (
 )
 
 __all__ = [
+    "BUDGET_METRICS",
     "EXTRACTION_SCORES",
     "MEASURES",
     "MSE",
@@ -55,5 +57,6 @@ __all__ = [
     "UsableOriginal",
     "Value",
     "extraction",
+    "leakage_budget",
     "match",
 ]

@@ -12,6 +12,7 @@ from fedleak.reporting.layers import layer_charts, measured_rows
 from fedleak.reporting.results import RECONSTRUCTED_DB, Results, read_results, verdicts
 from fedleak.reporting.tables import (
     answer,
+    exposed,
     round_rows,
     summary_rows,
     troubles,
@@ -78,6 +79,7 @@ def _render(results: Results) -> str:
         most_cards=MOST_CARDS,
         rows=rows,
         rounds=round_rows(results),
+        exposed=exposed(results),
         measured=measured_rows(results),
         charts=layer_charts(results),
         metrics=list(metrics),

@@ -115,6 +115,26 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class ExposedRow:
+    """The sample of a client that leaked most in a round: its gradient leakage budget.
+
+    Attributes:
+        cell: The cell that got most.
+        settings: Its parameters, of which layers it saw among them, where they vary.
+        sample: Index of the true sample.
+        leak: PSNR in dB or, of a text, share of right tokens.
+        excess: How far that is above the mean over the client's samples; None where it is
+            not finite.
+    """
+
+    cell: Cell
+    settings: str
+    sample: int
+    leak: float
+    excess: float | None
+
+
+@dataclass(frozen=True)
 class RoundRow:
     """One round: what leaked in it and who took part.
 
@@ -208,6 +228,23 @@ def round_rows(results: Results) -> list[RoundRow]:
             )
         )
     return table
+
+
+def exposed(results: Results) -> list[ExposedRow]:
+    """The most exposed sample of each client in each round, the greatest leak first."""
+    rows = [
+        ExposedRow(
+            cell=cell,
+            settings=results.settings(cell),
+            sample=index,
+            leak=scores.values["leakage-budget"],
+            excess=scores.values.get("leakage-excess"),
+        )
+        for cell in results.cells
+        for index, scores in results.samples(cell).items()
+        if "leakage-budget" in scores.values
+    ]
+    return sorted(rows, key=lambda row: -row.leak)
 
 
 def troubles(results: Results) -> list[Trouble]:

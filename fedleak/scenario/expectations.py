@@ -11,12 +11,12 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
-from fedleak.measures import MEASURES, SCORES
+from fedleak.measures import BUDGET_METRICS, MEASURES, SCORES
 
 Aggregate = Literal["mean", "median", "min", "max"]
 AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
 
-SCORED: tuple[str, ...] = tuple(score.kind_name() for score in SCORES)
+SCORED: tuple[str, ...] = (*(score.kind_name() for score in SCORES), *BUDGET_METRICS)
 """What reconstructions are scored by."""
 MEASURED: tuple[str, ...] = tuple(
     dict.fromkeys(metric for measure in MEASURES for metric in measure.metrics)

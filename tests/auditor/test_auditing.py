@@ -45,7 +45,7 @@ def test_every_capture_is_attacked_once(directory: Path, scripted: Scripted) -> 
     assert [(o["round"], o["client"], o["status"], o["samples"]) for o in outcomes(directory)] == [
         (round, client, "done", 3) for round, client in CAPTURES
     ]
-    assert len(audited.rows) == 4 * 3 * 4
+    assert len(audited.rows) == 4 * (3 * 4 + 2), "four scores of each sample, two of the client"
 
 
 def test_finished_cells_are_never_run_again(directory: Path, scripted: Scripted) -> None:
@@ -238,7 +238,9 @@ def test_the_ledger(directory: Path, scripted: Scripted) -> None:
         assert same
         only_measures = {"measure": None, "low": None, "high": None}
         assert {**written, "value": 0} == {**row, **only_measures, "value": 0}
-    assert set(table["metric"].to_pylist()) == {"mse", "psnr", "ssim", "label-accuracy"}
+    assert set(table["metric"].to_pylist()) == {
+        "mse", "psnr", "ssim", "label-accuracy", "leakage-budget", "leakage-excess",
+    }  # fmt: skip
     assert set(table["sample"].to_pylist()) == {0, 1, 2}
 
 
