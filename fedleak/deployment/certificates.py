@@ -104,6 +104,22 @@ def check_certificates(folder: Path, names: Iterable[str]) -> None:
             _check_date(path, content, remedy)
 
 
+def check_parties(directory: Path, clients: Iterable[str]) -> None:
+    """Refuse to start a deployment of which one party's files are no good.
+
+    Args:
+        directory: The folder of `make_certificates`.
+        clients: Names of the clients.
+
+    Raises:
+        ResourceError: Says which file, and how to make or renew it.
+    """
+    check_certificates(directory / "server", (CA, SERVER, SERVER_KEY))
+    check_certificates(directory / "operator", (CA, *(f"{name}.pub" for name in clients)))
+    for name in clients:
+        check_certificates(directory / name, (CA, CLIENT_KEY))
+
+
 def _check_date(path: Path, content: bytes, remedy: str) -> None:
     try:
         certificate = x509.load_pem_x509_certificate(content)

@@ -223,8 +223,8 @@ def start(
     from fedleak.deployment.starting import start_run
 
     checked = _deployed(scenario, set_, clients)
-    status = start_run(checked, directory, server, certificates=certs)
-    raise_unless_completed(RunLayout(directory), status)
+    ended = start_run(checked, directory, server, certificates=certs)
+    raise_unless_completed(RunLayout(directory), *ended)
 
 
 def _deployed(path: Path, overrides: list[str] | None, clients: int | None) -> Scenario:

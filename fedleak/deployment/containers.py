@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from fedleak.captures import write_atomic
+from fedleak.deployment.certificates import check_parties
 from fedleak.deployment.flower import PORT, check_port
 from fedleak.errors import ResourceError
 from fedleak.records import partition_name
@@ -35,8 +36,8 @@ class Project:
         opted_in: Whether the client of a partition opts in to being scored.
 
     Raises:
-        ResourceError: There is no container engine, there are no such files, or the
-            port is taken.
+        ResourceError: There is no container engine, there are no such files, the port is
+            taken, or a certificate is missing or out of date.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Project:
             raise ResourceError(f"no {base}: start this in a checkout of FedLeak or name --compose")
         check_port("127.0.0.1", port)
         names = [partition_name(partition) for partition in range(scenario.federation.clients)]
+        if certificates is not None:
+            check_parties(certificates, names)
         self.services = ["superlink", *names, "run", "auditor"]
         settings = folder / "scenario.toml"
         write_atomic(settings, to_toml(scenario).encode())
@@ -86,7 +89,7 @@ class Project:
             SystemExit: Exit code of the run or else of the auditor, where it is not 0.
         """
         try:
-            self.compose("up", "--detach", *self.services)
+            self._start()
             self.compose("logs", "--follow", "--no-log-prefix", "run")
             code = self.exit_code("run")
             if code == 0:
@@ -97,6 +100,14 @@ class Project:
             self.compose("down", "--timeout", "10")
         if code:
             sys.exit(code)
+
+    def _start(self) -> None:
+        try:
+            self.compose("up", "--detach", *self.services)
+        except ResourceError:
+            # Why a container did not come up is the last that it said.
+            self.compose("logs", "--tail", "5")
+            raise
 
     def compose(self, *arguments: str, capture: bool = False) -> str:
         """Run one of Compose's commands on this project.
@@ -157,8 +168,8 @@ def clients_of(
         service["command"] = command
         service["environment"] = {"FEDLEAK_AUDIT_DATA": str(int(opted_in(partition)))}
         if certificates is not None:
-            service["environment"]["FEDLEAK_CERTS"] = "/certs"
-            service["volumes"] = [f"{(certificates / name).absolute()}:/certs:ro"]
+            service["environment"]["FEDLEAK_CERTS"] = f"/certs/{name}"
+            service["volumes"] = [f"{(certificates / name).absolute()}:/certs/{name}:ro"]
             service["depends_on"]["register"] = {"condition": "service_completed_successfully"}
         services[name] = service
     return {"services": services}

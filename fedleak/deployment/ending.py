@@ -10,12 +10,14 @@ from fedleak.errors import FedLeakError, QuorumLost, ResourceError
 _COMPLETED = "finished:completed"
 
 
-def raise_unless_completed(layout: RunLayout, status: str) -> None:
+def raise_unless_completed(layout: RunLayout, status: str, details: str) -> None:
     """Tell a failed run's reason.
 
     Args:
         layout: The run directory.
         status: Of the run, as Flower says.
+        details: What Flower says besides; of a run that ended before it had a directory
+            there is nothing else.
 
     Raises:
         QuorumLost: Too few clients were left.
@@ -23,7 +25,7 @@ def raise_unless_completed(layout: RunLayout, status: str) -> None:
     """
     if status == _COMPLETED:
         return
-    error, reason = "", f"Flower says {status}; its log says why"
+    error, reason = "", details or f"Flower says {status}; its log says why"
     if layout.ended.exists():
         record = json.loads(layout.ended.read_bytes())
         error, reason = record["error"] or error, record["reason"] or reason

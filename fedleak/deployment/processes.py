@@ -82,8 +82,8 @@ def run_processes(
                 )
                 processes.start(name, command)
             on_started(processes.by_name)
-            status = start_run(scenario, directory, address, certificates=operator, on_line=on_line)
-        raise_unless_completed(RunLayout(directory), status)
+            ended = start_run(scenario, directory, address, certificates=operator, on_line=on_line)
+        raise_unless_completed(RunLayout(directory), *ended)
 
 
 class _Processes:

@@ -54,7 +54,7 @@ def start_run(
     certificates: Path | None = None,
     patience: float = 60.0,
     on_line: Callable[[str], None] = print,
-) -> str:
+) -> tuple[str, str]:
     """Start the run and pass its log on until it ends.
 
     Args:
@@ -66,7 +66,8 @@ def start_run(
         on_line: Called with each line of the ServerApp's log.
 
     Returns:
-        How it ended, as Flower says: ``finished:completed``, ``finished:failed``, ...
+        How it ended, as Flower says (``finished:completed``, ``finished:failed``, ...), and
+        why, where it says so.
 
     Raises:
         ResourceError: The SuperLink does not answer or refuses the run; a certificate
@@ -93,7 +94,7 @@ def start_run(
         while True:
             (listed,) = _flwr(home, "list", "--run-id", run)["runs"]
             if str(listed["status"]).startswith("finished"):
-                return str(listed["status"])
+                return str(listed["status"]), str(listed["status-details"])
             time.sleep(_POLL_SECONDS)
 
 

@@ -57,7 +57,10 @@ def new_directory(name: str, runs: Path, directory: Path | None = None) -> Path:
             "name another directory or remove this one"
         ) from None
     except OSError as error:
-        raise ResourceError(f"cannot make {directory}: {error.strerror or error}") from error
+        raise ResourceError(
+            f"cannot make {directory} ({error.strerror or error}): make the place writable for "
+            f"user {os.getuid()}, or name another"
+        ) from error
     return directory
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedleak import __version__
-from fedleak.deployment.containers import clients_of, engine
+from fedleak import __version__, load_scenario
+from fedleak.deployment.certificates import make_certificates
+from fedleak.deployment.containers import Project, clients_of, engine
 from fedleak.errors import ResourceError
 
 DOCKER = Path(__file__).parents[2] / "docker"
@@ -49,7 +50,7 @@ def test_a_client_sees_neither_captures_nor_another_ones_key():
         name = f"client-{number:03d}"
         assert "volumes" not in BASE["services"][name]
         (mounted,) = tls[name]["volumes"]
-        assert mounted.endswith(f"/{name}:/certs:ro")
+        assert mounted.endswith(f"/{name}:/certs/{name}:ro")
 
 
 def test_as_many_clients_are_generated_as_asked_for(tmp_path):
@@ -59,12 +60,31 @@ def test_as_many_clients_are_generated_as_asked_for(tmp_path):
     for partition, (name, service) in enumerate(made.items()):
         assert service["command"][:3] == [str(partition), "--clients", "5"]
         assert service["environment"]["FEDLEAK_AUDIT_DATA"] == ("0" if partition == 4 else "1")
-        assert service["volumes"] == [f"{tmp_path / name}:/certs:ro"]
+        assert service["volumes"] == [f"{tmp_path / name}:/certs/{name}:ro"]
         assert service["depends_on"]["register"] == {"condition": "service_completed_successfully"}
         assert service["read_only"]
     plain = clients_of(BASE, names, None, opted_in=lambda partition: True)["services"]
     assert "FEDLEAK_CERTS" not in plain["client-004"]["environment"]
     assert "volumes" not in plain["client-004"]
+
+
+def test_certificates_are_looked_at_before_anything_starts(tmp_path):
+    """Compose would make a folder that is missing, and end with a server that does not start."""
+    scenario = load_scenario({"data": {"kind": "digits"}, "model": {"kind": "mlp"}})
+    certificates = tmp_path / "certs"
+
+    def project():
+        return Project(
+            scenario, "run", tmp_path / "project", compose=DOCKER, port=0, certificates=certificates
+        )
+
+    with pytest.raises(ResourceError, match=r"server/ca.pem is missing; `fedleak deploy certs"):
+        project()
+    make_certificates(certificates, scenario.federation.clients)
+    (certificates / "client-003" / "auth.key").unlink()
+    with pytest.raises(ResourceError, match=r"client-003/auth.key is missing"):
+        project()
+    assert not (tmp_path / "project").exists()
 
 
 @pytest.mark.parametrize("further", [None, *FILES[1:]])

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from fedleak.captures import RunLayout
 from fedleak.deployment.certificates import make_certificates
+from fedleak.deployment.ending import raise_unless_completed
 from fedleak.deployment.flower import superlink_command, supernode_command
 from fedleak.errors import ResourceError
 
@@ -66,6 +72,42 @@ def test_a_place_that_cannot_be_written_is_named(fedleak, tmp_path, port):
     assert result.code == 6
     assert f"cannot write in {tmp_path / 'volume'}" in result.words
     assert "mount it writable" in result.words
+
+
+READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+"""Makes a folder a read-only volume for one command, even for root."""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize(
+    "command",
+    [("superlink", "--database", "{}/state.db"), ("processes", "tiny.toml", "--runs", "{}")],
+)
+def test_a_read_only_volume_is_named_with_the_remedy(fedleak, tmp_path, port, command):
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    within = ["unshare", "--mount", "sh", "-c", READ_ONLY, str(volume)]
+    if subprocess.run([*within, "true"], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    options = [part.format(volume) for part in command]
+    program = str(Path(sys.executable).with_name("fedleak"))
+    done = subprocess.run(
+        [*within, program, "deploy", *options, "--port", str(port)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 6
+    said = " ".join((done.stdout + done.stderr).split())
+    assert str(volume) in said.replace(" ", "")
+    assert "name another place" in said
+    assert not list(volume.iterdir())
+
+
+def test_why_a_run_failed_is_told_where_it_left_no_directory(tmp_path):
+    ended = ("finished:failed", "ServerApp failed with exception: cannot make /runs/x")
+    with pytest.raises(ResourceError, match="cannot make /runs/x"):
+        raise_unless_completed(RunLayout(tmp_path / "run"), *ended)
 
 
 def test_a_missing_certificate_is_named_before_anything_starts(fedleak, tmp_path, port):

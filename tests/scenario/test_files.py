@@ -77,5 +77,5 @@ def test_a_run_directory_is_never_taken_over(tiny: Tiny, tmp_path: Path) -> None
         new_run(scenario, tmp_path, tmp_path)
     blocker = tmp_path / "file"
     blocker.touch()
-    with pytest.raises(ResourceError, match=r"cannot make .*Not a directory"):
+    with pytest.raises(ResourceError, match=r"cannot make .*Not a directory.*name another"):
         new_run(scenario, blocker)
