@@ -26,7 +26,7 @@ from fedleak.scenario import Scenario, load_scenario
 from fedleak.scenario.study import study_from
 from fedleak.studies.running import OnRun, resume, run_study
 
-_RANKED_BY = ("usable-original", "usable-latent", "jacobian-f-norm-relative")
+_RANKED_BY = ("usable-original-50", "usable-latent", "jacobian-f-norm-relative")
 """What says how much a layer leaks, the most telling first."""
 _SHARE = 0.5
 """A layer leaks that has at least this share of the most that any layer has."""

@@ -63,7 +63,8 @@ class Measured:
         samples: Scores of samples behind it, over all of them.
         mean: Over repeats.
         sd: Sample standard deviation over repeats (n - 1); None for a single repeat.
-        low: Lower end of the mean's 95 % interval; None for a single repeat.
+        low: Lower end of the mean's 95 % interval; of a single repeat the measure's own, where
+            it has one, else None.
         high: Upper end.
     """
 
@@ -87,9 +88,13 @@ _Key = tuple[str | None, str, str | None, int | None]
 
 @dataclass(frozen=True)
 class _Run:
-    """What one finished run gave: values by key, and which attacks came to nothing."""
+    """What one finished run gave: values by key, and which attacks came to nothing.
+
+    Where a measure gave a single value with a 95 % interval of its own, that is kept.
+    """
 
     scores: Mapping[_Key, Sequence[float]]
+    intervals: Mapping[_Key, tuple[float, float]]
     troubles: Counter[tuple[str, str, str]]
     notes: tuple[str, ...]
 
@@ -193,16 +198,28 @@ def _read_run(directory: Path, scenario: Scenario) -> _Run:
                 scores[attack, TIME, None, number].append(outcome.seconds)
         else:
             troubles[attack, outcome.status, outcome.reason] += 1
+    measured: dict[_Key, list[dict[str, Any]]] = defaultdict(list)
     for row in _read_scores(layout.results):
         if not math.isnan(row["value"]):
             attack = name(row["cell"], row["attack"], row["measure"])
             for number in (None, row["round"]):
-                scores[attack, row["metric"], row["layer"], number].append(row["value"])
+                key: _Key = (attack, row["metric"], row["layer"], number)
+                if row["measure"] is None:
+                    scores[key].append(row["value"])
+                else:
+                    measured[key].append(row)
+    intervals: dict[_Key, tuple[float, float]] = {}
+    for key, rows in measured.items():
+        # A value of all samples stands for those of single ones.
+        whole = [row for row in rows if row["sample"] < 0] or rows
+        scores[key] = [row["value"] for row in whole]
+        if len(whole) == 1 and not math.isnan(whole[0]["low"]):
+            intervals[key] = whole[0]["low"], whole[0]["high"]
     for number, metrics in _model_metrics(layout).items():
         for metric in MODEL_METRICS:
             if metric in metrics:
                 scores[None, metric, None, number].append(metrics[metric])
-    return _Run(scores, troubles, read_notes(layout))
+    return _Run(scores, intervals, troubles, read_notes(layout))
 
 
 def _read_scores(path: Path) -> list[dict[str, Any]]:
@@ -210,6 +227,7 @@ def _read_scores(path: Path) -> list[dict[str, Any]]:
         return []  # nothing was attacked
     try:
         columns = ["cell", "round", "attack", "measure", "metric", "layer", "value"]
+        columns += ["sample", "low", "high"]
         rows: list[dict[str, Any]] = pq.ParquetFile(path).read().select(columns).to_pylist()
     except (OSError, KeyError, pa.ArrowException) as error:
         raise CaptureError(f"{path} is damaged: {error}") from error
@@ -240,6 +258,8 @@ def _rows(cell: str, runs: Mapping[int, _Run]) -> Iterator[Measured]:
         for how in AGGREGATES:
             values = [aggregated(scores, how) for scores in scored]
             between = interval(values)
+            if len(runs) == 1:
+                between = next(iter(runs.values())).intervals.get(key)
             yield Measured(
                 cell=cell,
                 attack=attack,
@@ -250,7 +270,7 @@ def _rows(cell: str, runs: Mapping[int, _Run]) -> Iterator[Measured]:
                 repeats=len(values),
                 samples=sum(map(len, scored)),
                 mean=float(np.mean(values)),
-                sd=None if between is None else float(np.std(values, ddof=1)),
+                sd=None if len(values) < 2 or between is None else float(np.std(values, ddof=1)),
                 low=None if between is None else between[0],
                 high=None if between is None else between[1],
             )
@@ -270,6 +290,13 @@ def _verdict(claim: Claim, study: Study, runs: _Runs) -> dict[str, Any]:
         values = {repeat: values[repeat] - other[repeat] for repeat in values if repeat in other}
     measured = float(np.mean(list(values.values()))) if values else None
     between = interval(list(values.values()))
+    if len(runs[claim.cell]) == 1 and not others:
+        (run,) = runs[claim.cell].values()
+        own = [
+            run.intervals.get((task, expected.metric, expected.layer, expected.round))
+            for task in _counted(expected, claim.cell, study)
+        ]
+        between = next(filter(None, own), None)
     return {
         **expected.model_dump(mode="json", exclude=IN_STUDIES),
         "cell": claim.cell,
@@ -286,23 +313,28 @@ def _claimed(
     expectation: Expectation, cell: str, layer: str | None, study: Study, runs: _Runs
 ) -> dict[int, float]:
     """By repeat, the value of a cell in a layer that an expectation is about."""
-    (scenario,) = (each.scenario for each in study.cells if each.name == cell)
-    # Without an attack named, all of the scenario's count; not those that were added later.
-    attacks = {task.kind for task in scenario.audit.tasks}
-    if expectation.metric in MODEL_METRICS:
-        counted: set[str | None] = {None}
-    else:
-        counted = {expectation.attack} if expectation.attack is not None else {*attacks}
+    counted = _counted(expectation, cell, study)
     values = {}
     for repeat, run in runs[cell].items():
         scores = [
             value
-            for attack in sorted(counted, key=str)
+            for attack in counted
             for value in run.scores.get((attack, expectation.metric, layer, expectation.round), ())
         ]
         if scores:
             values[repeat] = aggregated(scores, expectation.aggregate)
     return values
+
+
+def _counted(expectation: Expectation, cell: str, study: Study) -> list[str | None]:
+    """The attacks and measures whose values an expectation is about."""
+    if expectation.metric in MODEL_METRICS:
+        return [None]
+    if expectation.attack is not None:
+        return [expectation.attack]
+    (scenario,) = (each.scenario for each in study.cells if each.name == cell)
+    # Without an attack named, all of the scenario's count; not those that were added later.
+    return [*sorted({task.kind for task in scenario.audit.tasks})]
 
 
 def _troubles(runs: Iterable[_Run]) -> list[dict[str, Any]]:

@@ -138,6 +138,41 @@ def test_one_repeat_has_no_interval(written: Callable[..., Written]) -> None:
     assert {row.cell for row in rows} == {ONE}, "the other cell was not run"
 
 
+def test_what_a_measure_gave_of_all_samples_stands_for_those_of_single_ones(
+    written: Callable[..., Written],
+) -> None:
+    audit = {"measures": [{"kind": "jacobian-sensitivity"}]}
+    metric = {"metric": "jacobian-f-norm", "layer": "fc1"}
+    study = written(
+        matrix={"client.batch_size": [1, 2]}, audit={**audit, "attacks": [{"kind": "analytic"}]},
+        expect=[{**metric, "comparison": ">=", "value": 4.0, "aggregate": "mean"}],
+    )  # fmt: skip
+    study.run(ONE, 0, [10.0])
+    (scenario,) = (c.scenario for c in study.study.cells if c.name == ONE)
+    layout = RunLayout(study.layout.run(ONE, 0))
+    cell = {
+        "cell": Cell(1, "client-000", scenario.audit.measures[0], {}).name, "round": 1,
+        "client": "client-000", "attack": None, "measure": "jacobian-sensitivity",
+    }  # fmt: skip
+    done = {"parameters": {}, "status": "done", "reason": "", "seconds": 1.0, "samples": 2}
+    (layout.cells / f"{cell['cell']}.json").write_text(json.dumps({**cell, **done}))
+    values = {**cell, **metric, "match": -1}
+    write_ledger(
+        layout.results,
+        [
+            {**values, "sample": 0, "value": 3.0, "low": math.nan, "high": math.nan},
+            {**values, "sample": 1, "value": 9.0, "low": math.nan, "high": math.nan},
+            {**values, "sample": -1, "value": 6.0, "low": 4.5, "high": 7.5},
+        ],
+    )
+    row = value(aggregate(study.root), ONE, "jacobian-f-norm")
+    assert (row.attack, row.mean, row.low, row.high) == ("jacobian-sensitivity", 6.0, 4.5, 7.5)
+    assert row.sd is None and row.samples == 1
+    one, two = study.summary()["expectations"]
+    assert (one["measured"], one["low"], one["high"], one["met"]) == (6.0, 4.5, 7.5, True)
+    assert two["measured"] is None
+
+
 def test_each_round_has_rows_of_its_own(written: Callable[..., Written]) -> None:
     study = written(repeats=2, federation={"clients": 2, "rounds": 3})
     study.run(ONE, 0, [10.0, 20.0, 60.0], accuracy=0.5, rounds=3)

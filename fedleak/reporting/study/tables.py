@@ -280,6 +280,8 @@ def failures(results: StudyResults) -> list[tuple[str, int]]:
 def note_on_intervals(results: StudyResults) -> str:
     """What stands behind the ± or why there is none."""
     if results.repeats == 1:
+        if any(value.low is not None for value in results.values):
+            return "One repeat: 95 % intervals only where a measure has its own."
         return "One repeat: no interval."
     return f"Mean over {results.repeats} repeats ± half its 95 % interval (Student's t)."
 
