@@ -85,12 +85,18 @@ class Representation:
 
         ``L`` backward passes of a batch, as many features at a time as have room, in
         place of one for each feature and each sample: the arithmetic is the same, done
-        together. Features that are an affine function of the sample have the same
-        gradients everywhere, which are computed once.
+        together. Of it, what is known is left out: features that are an affine function of
+        the sample have the same gradients everywhere, and those that see a part of the
+        image (`_crops`) have none elsewhere.
         """
         if self._affine(inputs):
             return self._gradient_norms(inputs[:1]).expand(len(inputs), -1)
-        return self._gradient_norms(inputs)
+        crops = self._crops(inputs)
+        if crops is None:
+            return self._gradient_norms(inputs)
+        parts, members = crops
+        norms = self._gradient_norms(parts).reshape(len(members), len(inputs), -1)
+        return norms.transpose(0, 1).flatten(1)[:, members.flatten().argsort()]
 
     def spectral_norms(self, inputs: Tensor) -> Tensor:
         """Spectral norms of the samples' Jacobians ``dr/dx``, ``(n,)``.
@@ -100,6 +106,54 @@ class Representation:
         if self._affine(inputs):
             return self._spectral_norms(inputs[:1]).expand(len(inputs))
         return self._spectral_norms(inputs)
+
+    def _crops(self, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Parts of the images that the network makes the same features of as of the whole.
+
+        Convolutions and pooling without padding slide over the image: of what a feature
+        sees, cut out, they make that feature and the others that see the same. What each
+        sees is found by rows and columns of NaN. That the parts have the features of the
+        whole is checked on the samples at hand, where a network that does something else
+        does not pass.
+
+        Returns:
+            Parts ``(G * n, C, h, w)``, those of the first window first, and the features of
+            each window ``(G, L / G)`` int64; None where this would not save work.
+        """
+        if inputs.dim() != 4:
+            return None
+        with torch.no_grad():
+            features = self(inputs)
+            seen = [self._reach(inputs, dim) for dim in (2, 3)]
+            if not all(reach.any(0).all() for reach in seen):
+                return None
+            # First and last row, first and last column.
+            edges = [
+                edge
+                for reach in seen
+                for edge in (reach.int().argmax(0), len(reach) - reach.flip(0).int().argmax(0))
+            ]
+            windows, window = torch.unique(torch.stack(edges), dim=1, return_inverse=True)
+            counts = window.bincount()
+            sizes = windows[1::2] - windows[::2]
+            if len(counts) == 1 or (counts != counts[0]).any() or (sizes != sizes[:, :1]).any():
+                return None
+            members = window.argsort(stable=True).reshape(len(counts), -1)
+            parts = torch.cat([inputs[..., t:b, x:y] for t, b, x, y in windows.T.tolist()])
+            try:
+                again = self(parts)
+            except (RuntimeError, ValueError, IndexError, TypeError):
+                return None
+            whole = features[:, members].transpose(0, 1).flatten(0, 1)
+            same = again.shape == whole.shape and torch.allclose(again, whole, rtol=1e-4)
+        return (parts, members) if same else None
+
+    def _reach(self, inputs: Tensor, dim: int) -> Tensor:
+        """Which features see each row (dim 2) or column (3) of an image, ``(size, L)`` bool."""
+        size = inputs.shape[dim]
+        blind = inputs[:1].repeat(size, 1, 1, 1)
+        blind.diagonal(dim1=0, dim2=dim).fill_(torch.nan)
+        return self(blind).isnan()
 
     def _gradient_norms(self, inputs: Tensor) -> Tensor:
         count = len(inputs)

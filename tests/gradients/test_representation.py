@@ -124,3 +124,46 @@ def test_which_dense_layers_have_a_representation():
     assert dense_layers(Wandering(), False, (4,)) == ["once", "mixed"]
     assert dense_layers(convolutional(), True, (2, 12, 12)) == ["5", "7"]
     assert dense_layers(nn.Linear(3, 2), True, (3,)) == [""]
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "windows"),
+    [
+        (lambda: LeNet().build((3, 32, 32), 4), (3, 32, 32), 25),
+        (lambda: LeNet(pooling="average").build((1, 24, 17), 4), (1, 24, 17), 3),
+        (lambda: LeNet().build((1, 16, 16), 4), (1, 16, 16), None),
+        (lambda: LeNetDlg().build((1, 20, 20), 4), (1, 20, 20), None),
+    ],
+)
+def test_features_that_see_a_part_of_the_image_are_computed_on_it(build, shape, windows):
+    model, inputs, _ = made(build, shape, samples=2)
+    ours = Representation(model, "fc1", train_mode=True)
+    crops = ours._crops(inputs)
+    if windows is None:
+        assert crops is None
+        return
+    parts, members = crops
+    assert len(members) == windows and sorted(members.flatten().tolist()) == list(
+        range(ours(inputs).shape[1])
+    )
+    assert parts.shape[-1] < shape[-1] or parts.shape[-2] < shape[-2]
+    torch.testing.assert_close(ours.gradient_norms(inputs), ours._gradient_norms(inputs))
+
+
+def test_a_network_that_does_not_slide_has_no_windows():
+    class Placed(nn.Module):
+        """Features that see one row each, and where it is."""
+
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(6, 2)
+
+        def forward(self, x):
+            rows = x.flatten(1).reshape(len(x), x.shape[2], -1)
+            return self.last(rows.square().sum(2) * (1 + torch.arange(x.shape[2])))
+
+    model, inputs = Placed().double(), torch.rand(2, 1, 6, 4, dtype=torch.float64)
+    ours = Representation(model, "last", train_mode=True)
+    assert ours._crops(inputs) is None
+    slopes = 2 * inputs[:, 0].norm(dim=2) * (1 + torch.arange(6))
+    torch.testing.assert_close(ours.gradient_norms(inputs), slopes)
