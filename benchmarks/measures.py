@@ -166,7 +166,6 @@ def main() -> None:
     take(sensitivity(options.rounds, options.every))
     take(bound(options.rounds, "LeNet", LeNet().build(SHAPE, CLASSES)))
     take(bound(options.rounds, "LeNet of DLG", LeNetDlg().build(SHAPE, CLASSES)))
-    take(bound(1, "ResNet-18", ResNet18().build(SHAPE, CLASSES)))
     table = markdown(["what", "against", "measured", "bar"], rows)
     print(table)
     if options.write:

@@ -11,6 +11,7 @@ from clients.defenses.defense import (
     received,
     released,
 )
+from clients.defenses.eigen_noise import EigenNoise
 from clients.defenses.gradient_pruning import GradientPruning
 from clients.defenses.quantise import Quantise
 from clients.defenses.soteria import Soteria
@@ -20,6 +21,7 @@ from clients.defenses.weight_inspection import WeightInspection
 from clients.defenses.withhold import Withhold
 
 DEFENSES: tuple[type[Defense], ...] = (
+    EigenNoise,
     GradientPruning,
     Quantise,
     Soteria,
@@ -32,6 +34,7 @@ DEFENSES: tuple[type[Defense], ...] = (
 __all__ = [
     "DEFENSES",
     "Defense",
+    "EigenNoise",
     "GradientPruning",
     "Metrics",
     "Quantise",

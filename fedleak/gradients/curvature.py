@@ -138,11 +138,13 @@ def eigen_noise(curvature: Curvature) -> tuple[Tensor, Callable[[int], Update]]:
         curvature: In float64; of at most some thousand values, for ``JJ'`` is formed.
 
     Returns:
-        The eigenvalues ``(n,)``, from the largest on, and what gives the noise along one of
-        them by its index; that eigenvalue must be above rounding.
+        The eigenvalues ``(m,)`` that can be told from zero, from the largest on, and what
+        gives the noise along one of them by its index.
     """
     eigenvalues, vectors = torch.linalg.eigh(curvature.dense())
-    eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)
+    rounding = curvature.size * torch.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
+    known = int((eigenvalues > rounding).sum())
+    eigenvalues, vectors = eigenvalues.flip(0)[:known], vectors.flip(1)[:, :known]
 
     def noise(index: int) -> Update:
         pushed = curvature.push(vectors[:, index])
