@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fedleak import load_scenario
+from fedleak import audit, load_scenario, report
 from fedleak.captures import CaptureStore, RunLayout
 from fedleak.deployment.certificates import make_certificates
 from fedleak.deployment.flower import environment, supernode_command
@@ -50,6 +50,36 @@ def inline(scenario, tmp_path_factory):
     return simulated(tmp_path_factory.mktemp("inline"), Path("run"), scenario)
 
 
+def start_client(partition, port, log, certificates=None):
+    """A SuperNode besides those that `run_processes` starts."""
+    command = supernode_command(
+        f"127.0.0.1:{port}",
+        partition,
+        CLIENTS,
+        audit_data=True,
+        port=free_port(),
+        certificates=certificates,
+    )
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            command,
+            env=environment(log.with_suffix("")),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def end(client):
+    with suppress(ProcessLookupError):
+        os.killpg(client.pid, signal.SIGKILL)
+    client.wait()
+
+
+def absent_of(store):
+    return {int(number): entry["absent"] for number, entry in rounds_of(store).items()}
+
+
 @instead_of_containers
 def test_with_tls_the_captures_are_the_simulations_and_strangers_stay_out(
     scenario, inline, tmp_path
@@ -62,23 +92,8 @@ def test_with_tls_the_captures_are_the_simulations_and_strangers_stay_out(
     strangers = []
 
     def intrude(processes):
-        command = supernode_command(
-            f"127.0.0.1:{port}",
-            CLIENTS,
-            CLIENTS,
-            audit_data=True,
-            port=free_port(),
-            certificates=certificates / f"client-{CLIENTS:03d}",
-        )
-        with (tmp_path / "stranger.log").open("wb") as log:
-            stranger = subprocess.Popen(
-                command,
-                env=environment(tmp_path / "stranger"),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        strangers.append(stranger)
+        own = certificates / f"client-{CLIENTS:03d}"
+        strangers.append(start_client(CLIENTS, port, tmp_path / "stranger.log", own))
 
     run_processes(
         load_scenario(scenario),
@@ -96,8 +111,7 @@ def test_with_tls_the_captures_are_the_simulations_and_strangers_stay_out(
     try:
         assert stranger.wait(60) != 0
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(stranger.pid, signal.SIGKILL)
+        end(stranger)
     assert "Failed to activate SuperNode" in (tmp_path / "stranger.log").read_text()
     assert store.layout.root.stat().st_mode & 0o777 == 0o700
     assert json.loads(store.layout.ended.read_text()) == {"error": "", "reason": ""}
@@ -127,8 +141,46 @@ def test_a_client_that_dies_is_absent_and_the_others_go_on(scenario, inline, tmp
     # What was sent in round 2 comes from all three.
     assert_same(store, inline, 2, ["client-000", "client-002"])
     assert store.clients(3) == ["client-000", "client-002"]
-    absent = {number: entry["absent"] for number, entry in rounds_of(store).items()}
-    assert absent == {"1": [], "2": ["client-001"], "3": ["client-001"]}
+    assert absent_of(store) == {1: [], 2: ["client-001"], 3: ["client-001"]}
+
+
+def test_clients_that_join_late_hang_and_come_back_are_absent_meanwhile(scenario, inline, tmp_path):
+    five = load_scenario(
+        scenario, ["federation.rounds=5", "federation.patience=60", "federation.quorum=0.3"]
+    )
+    port = free_port()
+    processes = {}
+    late = []
+
+    def begin(started):
+        processes.update(started)
+        os.killpg(processes["client-002"].pid, signal.SIGKILL)
+
+    def watch(line):
+        if "[ROUND 2/5]" in line:
+            late.append(start_client(2, port, tmp_path / "late.log"))
+            # It stays connected and says nothing any more, not even that it is alive.
+            os.killpg(processes["client-001"].pid, signal.SIGSTOP)
+        elif "[ROUND 3/5]" in line:
+            os.killpg(processes["client-001"].pid, signal.SIGCONT)
+
+    try:
+        run_processes(five, tmp_path / "run", port=port, on_started=begin, on_line=watch)
+    finally:
+        for client in late:
+            end(client)
+    store = CaptureStore(tmp_path / "run")
+    assert store.rounds() == [1, 2, 3, 4, 5]
+    assert_same(store, inline, 1, ["client-000", "client-001"])
+    absent = absent_of(store)
+    assert absent[1] == ["client-002"]
+    assert absent[2] == ["client-001", "client-002"]
+    assert "client-002" not in absent[3]
+    assert absent[5] == []
+    assert store.clients(5) == ALL
+    audit(store.layout.root)
+    page = report(store.layout.root).read_text()
+    assert "<td>client-001, client-002</td>" in page.partition('id="rounds"')[2]
 
 
 def test_the_command_audits_while_it_runs_and_leaves_a_page(scenario, tmp_path):
