@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,7 @@ app.add_typer(deployment, name="deploy")
 _INTERRUPTED = 130  # what typer gives for Ctrl-C, as shells do
 out = Console(highlight=False)
 _DEFAULT_WIDTH = 12
+_WIDEST_DEFAULT = 24
 
 ScenarioPath = Annotated[Path, typer.Argument(help="Scenario or study file (TOML).")]
 RunPath = Annotated[Path, typer.Argument(help="Directory of a run or a study.")]
@@ -72,6 +74,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")
 
 def main() -> None:
     """Entry point: a user's mistake is told in a sentence, a bug shows its traceback."""
+    # Where forward-mode derivatives begin, torch warns of its own use of torch.jit.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     try:
         app(prog_name="fedleak")
     except FedLeakError as error:
@@ -531,7 +535,7 @@ def _progress() -> Iterator[Progress]:
         with progress:
             try:
                 yield progress
-            except FedLeakError:
+            except (FedLeakError, typer.BadParameter):
                 # What went wrong is told in words.
                 progress.live.transient = True
                 raise
@@ -657,11 +661,14 @@ def _grid(names: Iterable[str]) -> Table:
 
 def _print_parameters(entries: Sequence[Entry]) -> None:
     names = [parameter.name for entry in entries for parameter in entry.parameters]
+    # No word of a default is broken, unless it would leave no room for what it means.
+    words = [word for e in entries for p in e.parameters for word in (p.default or "").split()]
+    width = min(max([_DEFAULT_WIDTH, *(len(word) + 2 for word in words)]), _WIDEST_DEFAULT)
     for entry in entries:
         out.print(f"[bold cyan]{entry.kind}[/]")
         out.print(Padding(escape(entry.summary), (0, 0, 0, 2)))
         grid = _grid(names)
-        grid.add_column(overflow="fold", min_width=_DEFAULT_WIDTH, max_width=_DEFAULT_WIDTH)
+        grid.add_column(overflow="fold", min_width=width, max_width=width)
         for parameter in entry.parameters:
             default = "required" if parameter.default is None else f"= {parameter.default}"
             grid.add_row(parameter.name, escape(default), escape(parameter.description))

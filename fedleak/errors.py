@@ -104,5 +104,6 @@ class MeasureFailed(FedLeakError):
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the closest allowed word, or "" if none is close."""
-    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    cutoff = 0.5 if len(word) <= 2 else 0.6  # of two letters one is as close as it gets
+    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=cutoff)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -74,7 +74,7 @@ class Dataset:
 
         Pixels are float32 in [0, 1], tokens int64.
         """
-        chosen = self.inputs[indices]
+        chosen = np.ascontiguousarray(self.inputs[indices])
         if self.vocabulary:
             return chosen.astype(np.int64)
         if chosen.dtype == np.uint8:

@@ -199,7 +199,8 @@ class TrapWeightsParty(Party):
         gt=0,
         lt=1,
         description="the paper's s, size of positive weights in that of negative ones; best "
-        "near 0.7 on MNIST, 0.95 on CIFAR-10, 0.99 on ImageNet; default: found by tuning",
+        "near 0.7 on MNIST, 0.95 on CIFAR-10, 0.99 on ImageNet and on texts; default: found by "
+        "tuning",
     )
     tuning: Literal["similar-data", "updates"] = Field(
         "similar-data",

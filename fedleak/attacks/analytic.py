@@ -135,9 +135,14 @@ class Analytic(Attack):
         ratios, error, shares = ratios[usable], error[usable], rows.shares[usable]
         groups = _agreeing(ratios, error)
         support = groups.sum(1)
-        # Least squares over the neurons of each candidate.
-        weights = groups * shares.square()
-        found = (weights @ ratios) / weights.sum(1, keepdim=True)
+        # Least squares over the neurons of each candidate; every neuron is of one.
+        weights = shares.square()
+        group, neuron = groups.nonzero(as_tuple=True)
+        whose = torch.empty_like(neuron)
+        whose[neuron] = group
+        found = ratios.new_zeros(len(groups), ratios.shape[1])
+        found.index_add_(0, whose, ratios * weights[:, None])
+        found /= weights.new_zeros(len(groups)).index_add_(0, whose, weights)[:, None]
         inputs = found.clamp(low, high).reshape(-1, *observation.input_shape)
         confidence = torch.where(support > 1, support.to(inputs), _DOUBTFUL)
         labels = torch.full_like(support, _UNKNOWN)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedleak.attacks import Attack
-from fedleak.auditor.cells import Cell, Outcome, finished
+from fedleak.auditor.cells import Cell, Outcome, finished, unsupported
 from fedleak.auditor.executors import OnStep, execute
-from fedleak.auditor.ledger import write_ledger
+from fedleak.auditor.ledger import read_ledger, write_ledger
 from fedleak.auditor.notes import write_notes
-from fedleak.auditor.participants import participants
+from fedleak.auditor.observe import observe
+from fedleak.auditor.participants import Participants, participants
 from fedleak.auditor.scoring import rows_of
 from fedleak.auditor.subject import Subject, subject_of_scenario
 from fedleak.captures import CaptureStore, RunLayout, StudyLayout, write_atomic
 from fedleak.errors import CaptureError, Problem, ResourceError, ScenarioError
-from fedleak.measures import Measure, leakage_budget
+from fedleak.measures import BUDGET_METRICS, Measure, leakage_budget
 from fedleak.records import partition_name
 from fedleak.scenario import Audit, Scenario, load_scenario
 from fedleak.scenario.expectations import IN_STUDIES, Verdict, judge
@@ -70,6 +71,7 @@ def audit(
     clients: Sequence[str] | None = None,
     subject: Subject | None = None,
     settings: Audit | None = None,
+    recorded: bool = False,
     on_plan: Callable[[int], None] | None = None,
     on_cell: OnCell | None = None,
     on_step: OnStep | None = None,
@@ -84,6 +86,8 @@ def audit(
         clients: Clients to audit, by name; default those of the scenario, else all.
         subject: Model and truth, for captures that no scenario describes.
         settings: Where cells run; default as the scenario says, else in this process.
+        recorded: Whether ``attacks`` that cannot work on any of the captures are recorded as
+            unsupported, as those of the scenario are, instead of refused.
         on_plan: Called once, with the number of cells to run.
         on_cell: Called after each cell.
         on_step: Called now and then while cells run in this process.
@@ -94,9 +98,71 @@ def audit(
     Raises:
         ResourceError: There is no such run directory.
         ScenarioError: Neither a scenario nor a subject is there, no attack or measure is
-            named, or a round or client that is named was not captured.
+            named, a round or client that is named was not captured, or an attack cannot work.
         CaptureError: A capture is damaged, or there is none.
     """
+    request = _request(directory, attacks, measures, rounds, clients, subject)
+    if attacks is not None and not recorded:
+        _refuse_unsupported([request])
+    layout, scenario, store = request.layout, request.scenario, request.store
+    subject, cells = request.subject, request.cells
+    todo = [cell for cell in cells if not (layout.cells / f"{cell.name}.json").exists()]
+    if on_plan is not None:
+        on_plan(len(todo))
+    settings = settings or (scenario.audit if scenario else Audit())
+    fresh: dict[str, list[dict[str, Any]]] = {}
+    best: float | None = None
+    for done, outcome in enumerate(execute(todo, store, subject, settings, on_step), start=1):
+        fresh[outcome.cell] = list(rows_of(layout, subject, outcome))
+        for row in fresh[outcome.cell]:
+            if row["metric"] == "psnr" and not math.isnan(row["value"]):
+                best = row["value"] if best is None else max(best, row["value"])
+        if on_cell is not None:
+            on_cell(Progress(done, len(todo), outcome, best))
+    rows: list[dict[str, Any]] = []
+    earlier = read_ledger(layout.results)
+    for outcome in finished(layout):
+        scored = fresh.get(outcome.cell)  # empty where there was nothing to score
+        if scored is None:
+            # This time nobody may have said what the truth is.
+            scored = list(rows_of(layout, subject, outcome)) or [
+                row for row in earlier.get(outcome.cell, ()) if row["metric"] not in BUDGET_METRICS
+            ]
+        rows.extend(scored)
+    rows.extend(leakage_budget(rows))
+    write_ledger(layout.results, rows)
+    write_notes(store, subject, cells, request.took_part)
+    verdicts: tuple[Verdict, ...] = ()
+    if scenario is not None and scenario.expect:
+        # Scores of other attacks, or of the same with other parameters, do not count.
+        counted = {cell.name for cell in _plan(store, scenario, subject)}
+        judged = [row for row in rows if row["cell"] in counted]
+        verdicts = tuple(judge(expected, judged) for expected in scenario.expect)
+        _write_verdicts(layout, verdicts)
+    return Audited(tuple(rows), verdicts)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What an audit is asked for, looked up: which cells of what, and all they need."""
+
+    layout: RunLayout
+    scenario: Scenario | None
+    took_part: Participants | None
+    subject: Subject
+    store: CaptureStore
+    cells: list[Cell]
+
+
+def _request(
+    directory: str | Path,
+    attacks: Sequence[Attack] | None = None,
+    measures: Sequence[Measure] | None = None,
+    rounds: Sequence[int] | None = None,
+    clients: Sequence[str] | None = None,
+    subject: Subject | None = None,
+    **_: Any,
+) -> _Request:
     layout = RunLayout(Path(directory))
     if not layout.manifest.is_file():
         if StudyLayout(layout.root).exists:
@@ -122,34 +188,7 @@ def audit(
         subject = subject_of_scenario(scenario, took_part)
     store = CaptureStore(layout.root)
     cells = _plan(store, scenario, subject, attacks, measures, rounds, clients)
-    todo = [cell for cell in cells if not (layout.cells / f"{cell.name}.json").exists()]
-    if on_plan is not None:
-        on_plan(len(todo))
-    settings = settings or (scenario.audit if scenario else Audit())
-    fresh: dict[str, list[dict[str, Any]]] = {}
-    best: float | None = None
-    for done, outcome in enumerate(execute(todo, store, subject, settings, on_step), start=1):
-        fresh[outcome.cell] = list(rows_of(layout, subject, outcome))
-        for row in fresh[outcome.cell]:
-            if row["metric"] == "psnr" and not math.isnan(row["value"]):
-                best = row["value"] if best is None else max(best, row["value"])
-        if on_cell is not None:
-            on_cell(Progress(done, len(todo), outcome, best))
-    rows: list[dict[str, Any]] = []
-    for outcome in finished(layout):
-        scored = fresh.get(outcome.cell)  # empty where there was nothing to score
-        rows.extend(rows_of(layout, subject, outcome) if scored is None else scored)
-    rows.extend(leakage_budget(rows))
-    write_ledger(layout.results, rows)
-    write_notes(store, subject, cells, took_part)
-    verdicts: tuple[Verdict, ...] = ()
-    if scenario is not None and scenario.expect:
-        # Scores of other attacks, or of the same with other parameters, do not count.
-        counted = {cell.name for cell in _plan(store, scenario, subject)}
-        judged = [row for row in rows if row["cell"] in counted]
-        verdicts = tuple(judge(expected, judged) for expected in scenario.expect)
-        _write_verdicts(layout, verdicts)
-    return Audited(tuple(rows), verdicts)
+    return _Request(layout, scenario, took_part, subject, store, cells)
 
 
 def follow(
@@ -207,20 +246,15 @@ def _plan(
     known = {name for names in captured.values() for name in names}
     # What the user names must be there. The scenario names what there may be: not every
     # client is asked in each round, and a run may have ended early.
+    problems = []
     if missing := sorted(set(rounds or ()) - set(captured)):
-        raise ScenarioError(
-            Problem(
-                "--rounds",
-                f"no round {_listed(missing)} was captured; there are {_listed(captured)}",
-            )
-        )
+        message = f"no round {_listed(missing)} was captured; there are {_listed(captured)}"
+        problems.append(Problem("--rounds", message))
     if unknown := sorted(set(clients or ()) - known):
-        raise ScenarioError(
-            Problem(
-                "--clients",
-                f"no capture of {_listed(unknown)}; there are {_listed(sorted(known))}",
-            )
-        )
+        message = f"no capture of {_listed(unknown)}; there are {_listed(sorted(known))}"
+        problems.append(Problem("--clients", message))
+    if problems:
+        raise ScenarioError(problems)
     if scenario is not None:
         asked = scenario.audit
         attacks = asked.attacks if attacks is None else attacks
@@ -253,6 +287,41 @@ def _plan(
             for client in (audited if measure.of == "client" else audited[:1])
         ]
     return list({cell.name: cell for cell in cells}.values())
+
+
+def check_attacks(requests: Iterable[tuple[str | Path, Mapping[str, Any]]]) -> None:
+    """Refuse attacks that cannot work on a single one of the captures they are asked for.
+
+    Args:
+        requests: Run directories, each with what `audit` is asked for there.
+
+    Raises:
+        ScenarioError: Names them, each with the reason.
+        Whatever `audit` raises before anything runs.
+    """
+    _refuse_unsupported(
+        _request(directory, **request)
+        for directory, request in requests
+        if request.get("attacks") is not None
+    )
+
+
+def _refuse_unsupported(requests: Iterable[_Request]) -> None:
+    reasons: dict[str, str | None] = {}
+    named: dict[str, str] = {}
+    for request in requests:
+        for cell in request.cells:
+            if isinstance(cell.task, Attack) and reasons.get(cell.settings, "") is not None:
+                named[cell.settings] = str(cell.task.kind)
+                observation = observe(request.store.load(cell.round, cell.client), request.subject)
+                reasons[cell.settings] = unsupported(cell.task, observation, request.subject)
+    problems = [
+        Problem(f"--attack {named[settings]}", reason)
+        for settings, reason in reasons.items()
+        if reason is not None
+    ]
+    if problems:
+        raise ScenarioError(problems)
 
 
 def _labels(subject: Subject, round: int, client: str) -> tuple[int, ...] | None:

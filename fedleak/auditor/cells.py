@@ -125,11 +125,9 @@ def run_cells(
     waiting: dict[str, tuple[Cell, Observation]] = {}
     for cell in cells:
         observation = observe(store.load(cell.round, cell.client), subject, device, cell.labels)
-        unsupported = attack.unsupported(
-            _as_sent(observation), observation.facts, subject.input_shape, subject.classes
-        )
-        if unsupported is not None:
-            yield _record(cell, store, "unsupported", unsupported, samples=observation.samples)
+        said = unsupported(attack, observation, subject)
+        if said is not None:
+            yield _record(cell, store, "unsupported", said, samples=observation.samples)
         else:
             waiting[cell.name] = cell, observation
     started = time.perf_counter()
@@ -141,6 +139,8 @@ def run_cells(
                 _, observation = waiting.pop(cell.name)
                 yield _finish(cell, observation, result, share, store, subject)
             started = time.perf_counter()
+    except AttackFailed as failure:
+        reason = str(failure)
     except Exception:
         reason = traceback.format_exc()
     spent = time.perf_counter() - started
@@ -178,15 +178,15 @@ def _measured(
     if missing:
         reason = "; ".join(_NEEDED[need] for need in missing)
         return _record(cell, store, "unsupported", reason, samples=observation.samples)
-    unsupported = measure.unsupported(
+    said = measure.unsupported(
         _as_sent(observation),
         observation.facts,
         subject.input_shape,
         subject.classes,
         subject.data,
     )
-    if unsupported is not None:
-        return _record(cell, store, "unsupported", unsupported, samples=observation.samples)
+    if said is not None:
+        return _record(cell, store, "unsupported", said, samples=observation.samples)
     started = time.perf_counter()
     values: list[Value] = []
     reason = ""
@@ -205,6 +205,13 @@ def _measured(
         time.perf_counter() - started,
         observation.samples,
         values=values,
+    )
+
+
+def unsupported(attack: Attack, observation: Observation, subject: Subject) -> str | None:
+    """Why an attack cannot work on what was captured, in a sentence; None if it can."""
+    return attack.unsupported(
+        _as_sent(observation), observation.facts, subject.input_shape, subject.classes
     )
 
 

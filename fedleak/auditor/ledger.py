@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedleak.captures import write_atomic
+from fedleak.errors import CaptureError
 
 SCHEMA = pa.schema(
     [
@@ -32,6 +33,26 @@ SCHEMA = pa.schema(
 measured. ``sample`` is the index of the true sample, -1 for a value of the whole cell;
 ``match`` the index of its reconstruction, -1 for none; ``low`` to ``high`` a measured value's
 95 % interval, where it has one."""
+
+
+def read_ledger(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each cell by its name; none where nothing was written yet.
+
+    Raises:
+        CaptureError: The file is damaged; names it.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {}
+    try:
+        table = pq.ParquetFile(path).read()
+    except FileNotFoundError:
+        return rows
+    except (OSError, pa.ArrowException) as error:
+        raise CaptureError(
+            f"{path} is damaged ({error}); remove it and the next audit scores its cells again"
+        ) from error
+    for row in table.to_pylist():
+        rows.setdefault(row["cell"], []).append(row)
+    return rows
 
 
 def write_ledger(path: Path, rows: Iterable[dict[str, Any]]) -> None:

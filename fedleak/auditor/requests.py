@@ -95,11 +95,20 @@ def parse_settings(
     }
     changes = {name: value for name, value in given.items() if value is not None}
     try:
-        return audit_from({**known.model_dump(mode="json"), **changes})
+        settings = audit_from({**known.model_dump(mode="json"), **changes})
     except ScenarioError as error:
         raise ScenarioError(
             [Problem(f"--{p.path.replace('_', '-')}", p.message) for p in error.problems]
         ) from None
+    if settings.executor != "ray" and (idle := changes.keys() - {"executor"}):
+        raise ScenarioError(
+            [
+                Problem(f"--{name.replace('_', '-')}", "is for Ray's actors; add --executor ray")
+                for name in given
+                if name in idle
+            ]
+        )
+    return settings
 
 
 def parse_rounds(text: str | None) -> list[int] | None:

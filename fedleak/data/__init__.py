@@ -14,6 +14,7 @@ from fedleak.data.partitioning import (
     NaturalPartition,
     Partition,
     PathologicalPartition,
+    SizesPartition,
 )
 from fedleak.data.source import Source
 from fedleak.data.text_jsonl import TextJsonl
@@ -32,7 +33,13 @@ SOURCES = (
     ImageFolder,
     TextJsonl,
 )
-PARTITIONS = (IidPartition, PathologicalPartition, DirichletPartition, NaturalPartition)
+PARTITIONS = (
+    IidPartition,
+    SizesPartition,
+    PathologicalPartition,
+    DirichletPartition,
+    NaturalPartition,
+)
 
 __all__ = [
     "PARTITIONS",

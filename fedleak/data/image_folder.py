@@ -1,13 +1,14 @@
-"""A directory of image files, labelled by folder or by a CSV file."""
+"""A directory of image files, labelled by their paths or by a CSV file."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fedleak.data.arrays import hold_out
 from fedleak.data.image_files import Columns, Size, class_column, read_columns, read_images
@@ -18,14 +19,25 @@ from fedleak.records import Dataset, DataSplits
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 
 
-class ImageFolder(Source):
-    """Image files in torchvision's ``path/class/.../file.jpg`` layout, or flat with a CSV.
+def _with_a_group(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+    if not groups:
+        raise ValueError(f"{pattern!r} has no group (...) for the class")
+    return pattern
 
-    The class is the first folder below ``path``, or, with ``label``, the value of that
-    column of the ``attributes`` file; classes are numbered in sorted order of their
-    names. Every image is scaled and centre-cropped to ``size``, and before that cropped to its
-    middle where ``crop`` is given. ``test_fraction`` of the images is held out, evenly over
-    the classes and with no random draw (see `hold_out`).
+
+class ImageFolder(Source):
+    """Image files whose paths, or a CSV, say which class they are of.
+
+    The class is what ``pattern`` finds in a file's path; its default is torchvision's
+    layout ``path/class/.../file.jpg``. With ``label`` it is the value of that column of
+    the ``attributes`` file. Classes are numbered in sorted order of their names. Every
+    image is scaled and centre-cropped to ``size``, and before that cropped to its middle
+    where ``crop`` is given. ``test_fraction`` of the images is held out, evenly over the
+    classes and with no random draw (see `hold_out`).
     """
 
     kind: Literal["image-folder"] = "image-folder"
@@ -37,12 +49,17 @@ class ImageFolder(Source):
         "pixels; all of it if not given",
     )
     channels: Literal[1, 3] = Field(3, description="3 for RGB, 1 for greyscale")
+    pattern: Annotated[str, AfterValidator(_with_a_group)] = Field(
+        "([^/]+)/",
+        description="regular expression whose first group is the class, matched from the "
+        "beginning of a file's path below `path`; (n[0-9]+)_ for n01440764_tench.JPEG",
+    )
     attributes: Path | None = Field(
         None,
         description="CSV file with a column file (relative to path) and one column per attribute",
     )
     label: str | None = Field(
-        None, description="column of the attributes file to use as class, in place of the folder"
+        None, description="column of the attributes file to use as class, in place of the path"
     )
     test_fraction: float = Field(0.2, gt=0, lt=1, description="share of images held out")
 
@@ -83,12 +100,13 @@ class ImageFolder(Source):
     def _class_names(self, files: list[str], columns: Columns) -> npt.NDArray[np.generic]:
         if self.label is not None:
             return class_column(self.label, columns)
-        for file in files:
-            if "/" not in file:
+        found = [re.match(self.pattern, file) for file in files]
+        for file, match in zip(files, found, strict=True):
+            if match is None or not match[1]:
                 message = (
-                    f"{file!r} lies directly in {str(self.path)!r}, so it has no class. Put every "
-                    "image into a folder named after its class, or name a column of a CSV file: "
-                    "data.attributes and data.label."
+                    f"{self.pattern!r} finds no class in {file!r}. Put every image into a folder "
+                    "named after its class, give the pattern that finds it in a file's name, or "
+                    "name a column of a CSV file: data.attributes and data.label."
                 )
-                raise ScenarioError(Problem("data.path", message))
-        return np.array([file.split("/", 1)[0] for file in files])
+                raise ScenarioError(Problem("data.pattern", message))
+        return np.array([match[1] for match in found if match])

@@ -6,7 +6,7 @@ import contextlib
 import io
 import warnings
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -126,6 +126,32 @@ class IidPartition(Partition):
         from flwr_datasets.partitioner import IidPartitioner
 
         return IidPartitioner(num_partitions=clients)
+
+
+class SizesPartition(Partition):
+    """Every client gets as many samples as it is told, drawn at random; the rest is nobody's.
+
+    Clients of unlike size: one that holds nearly all data and one that holds a batch.
+    """
+
+    kind: Literal["sizes"] = "sizes"
+    sizes: tuple[Annotated[int, Field(ge=1, le=100_000_000)], ...] = Field(
+        min_length=1, description="samples of each client, by partition id"
+    )
+
+    def _check(self, dataset: Dataset, clients: int) -> None:
+        if len(self.sizes) != clients:
+            message = f"{len(self.sizes)} sizes for {clients} clients; give one for each."
+        elif sum(self.sizes) > len(dataset):
+            message = f"{sum(self.sizes)} samples in all, but the data has {len(dataset)}."
+        else:
+            return
+        raise ScenarioError(Problem(f"{PATH}.sizes", message))
+
+    def _partitioner(self, clients: int, seed: int) -> Partitioner:
+        from flwr_datasets.partitioner import SizePartitioner
+
+        return SizePartitioner(partition_sizes=self.sizes)
 
 
 class PathologicalPartition(Partition):

@@ -91,7 +91,10 @@ def image_shape(input_shape: tuple[int, ...], kind: str) -> tuple[int, int, int]
         ScenarioError: The samples are not images.
     """
     if len(input_shape) != 3:
-        message = f"{kind!r} needs images (C, H, W); the data's samples have shape {input_shape}."
+        message = (
+            f"{kind!r} needs images (C, H, W); the data's samples have shape {input_shape}. "
+            "Texts go into 'boenisch-text', other vectors into 'mlp'."
+        )
         raise ScenarioError(Problem("model.kind", message))
     channels, height, width = input_shape
     return channels, height, width

@@ -13,6 +13,11 @@ from fedleak.models.architecture import Architecture
 from fedleak.models.initialisation import Init
 from fedleak.seeding import derive
 
+_TEXT_REMEDY = (
+    ". Texts need a model that begins with an embedding: 'boenisch-text', or your own as "
+    "'module:Class'."
+)
+
 
 def build(
     model: Architecture,
@@ -112,6 +117,15 @@ def check_model(
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         where = f" ({entered[-1]})" if entered else ""
         message = f"{samples}, and the model does not take them{where}: {error}"
+        if tokens:
+            message += (
+                _TEXT_REMEDY
+                if not isinstance(error, IndexError)
+                else (
+                    f". Give its embedding at least {tokens} tokens (of 'boenisch-text': "
+                    "model.tokens), or the data fewer (data.vocabulary)."
+                )
+            )
         raise ScenarioError(Problem("model", message)) from error
     finally:
         for module, mode in training:

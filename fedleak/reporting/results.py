@@ -238,12 +238,16 @@ class Results:
         return {index: scores[index] for index in sorted(scores) if index >= 0}
 
     def settings(self, cell: Cell) -> str:
-        """The parameters that set the cell apart from others of its kind, or ``""``."""
-        return ", ".join(
+        """The parameters that set the cell apart from others of its kind, or ``""``.
+
+        The shortest come first: where there is little room, they still tell.
+        """
+        told = (
             f"{name}={value}"
             for name, value in cell.parameters.items()
             if (cell.task, name) in self._varied
         )
+        return ", ".join(sorted(told, key=len))
 
     @cached_property
     def _varied(self) -> set[tuple[str, str]]:
@@ -372,16 +376,19 @@ def _read_rows(path: Path) -> tuple[dict[str, dict[int, SampleScores]], tuple[Me
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = ["cell", "sample", "match", "metric", "value", "layer", "measure", "low", "high"]
+    names = ["cell", "sample", "match", "metric", "value", "layer"]
     try:
-        table = pq.ParquetFile(path).read().select(names)
+        table = pq.ParquetFile(path).read()
+        # The ledgers of attacks that were written before there were measures lack these.
+        later = [name for name in ("measure", "low", "high") if name in table.column_names]
+        table = table.select([*names, *later])
     except (OSError, KeyError, pa.ArrowException) as error:
         raise CaptureError(f"{path} is damaged: {error}") from error
     scores: dict[str, dict[int, SampleScores]] = {}
     measured = []
     for row in table.to_pylist():
         defined = row["value"] is not None and not math.isnan(row["value"])
-        if row["measure"] is not None:
+        if row.get("measure") is not None:
             if defined:
                 values = {name: row[name] for name in Measured.__dataclass_fields__}
                 measured.append(Measured(**values))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -258,6 +259,27 @@ def troubles(results: Results) -> list[Trouble]:
         Trouble(task, status, reason, number)
         for (task, status, reason), number in counts.most_common()
     ]
+
+
+def defenses(results: Results) -> str | None:
+    """Which defenses clients had, and what these reported in the last round; None without any."""
+    client = tomllib.loads(results.scenario or "").get("client", {})
+    kinds = [entry["kind"] for entry in client.get("defenses", ())]
+    if not kinds:
+        return None
+    metrics = results.rounds[max(results.rounds)].metrics if results.rounds else {}
+    told = []
+    for position, kind in enumerate(kinds):
+        # As `clients.defenses` names them: one of several of a kind bears its position.
+        name = kind if kinds.count(kind) == 1 else f"{kind}-{position}"
+        prefix = f"clients/{name}/"
+        said = [
+            f"{metric.removeprefix(prefix)} {text.plain(value)}"
+            for metric, value in metrics.items()
+            if metric.startswith(prefix)
+        ]
+        told.append(f"{kind} ({', '.join(said)})" if said else kind)
+    return f"Defenses: {', '.join(told)}; clients' mean in the last round."
 
 
 def _summary_row(cell: Cell, results: Results) -> SummaryRow:

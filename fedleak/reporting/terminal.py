@@ -15,6 +15,7 @@ from fedleak.reporting.results import Expectation, Results, read_results, verdic
 from fedleak.reporting.tables import (
     Trouble,
     answer,
+    defenses,
     summary_rows,
     troubles,
     worst_first,
@@ -40,6 +41,8 @@ def terminal_report(run: Path) -> RenderableType:
     reply = answer(results)
     style = "bold red" if reply.reconstructed else "bold"
     parts: list[RenderableType] = [Text(reply.sentence, style)]
+    if (acted := defenses(results)) is not None:
+        parts.append(outside(acted))
     parts += [Text(note, "yellow") for note in results.notes]
     parts += _leaks(results)
     parts += _measured(results)
@@ -75,7 +78,7 @@ def _leaks(results: Results) -> list[RenderableType]:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("client", overflow="ellipsis", no_wrap=True, max_width=20)
     table.add_column("round", justify="right")
-    table.add_column("attack", overflow="ellipsis", no_wrap=True, max_width=21)
+    table.add_column("attack", overflow="fold", max_width=21)
     if several:
         table.add_column("found", justify="right")
         table.add_column("best" if results.of_texts else "best PSNR", justify="right")

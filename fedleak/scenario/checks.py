@@ -54,7 +54,12 @@ def combinations(scenario: Scenario) -> Iterator[tuple[Problem, RestsOn]]:
     kinds = [attack.kind for attack in audit.attacks]
     for kind, count in Counter(kinds).items():
         if count > 1:
-            message = f"{kind!r} stands there {count} times; once is enough"
+            index = kinds.index(kind)
+            message = (
+                f"{kind!r} stands there {count} times; once is enough. To compare parameters make "
+                f'a study: [matrix] with "audit.attacks.{index}.PARAMETER" = [...]; or add the '
+                f"other one later: fedleak audit RUN --attack {kind} --set {kind}.PARAMETER=VALUE"
+            )
             yield Problem("audit.attacks", message), ("audit.attacks",)
     for index, expectation in enumerate(scenario.expect):
         path = f"expect.{index}"

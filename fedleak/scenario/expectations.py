@@ -28,6 +28,9 @@ TIME = "seconds"
 """How long an attack took on one capture."""
 METRICS = (*SCORED, *MEASURED, *MODEL_METRICS, TIME)
 
+OVER_ROUNDS = "round"
+"""What values go by that are published for several rounds of each cell."""
+
 IN_STUDIES = {"where", "minus", "over", "values"}
 """Fields that choose among a study's cells."""
 
@@ -79,7 +82,8 @@ class Expectation(BaseModel):
     comparison: Literal["==", ">=", "<="] = Field(description="measured COMPARISON value")
     value: float | None = Field(None, description="published value or limit")
     over: str | None = Field(
-        None, description="in a study, in place of value: the matrix key that values go by"
+        None,
+        description="in a study, in place of value: the matrix key that values go by, or round",
     )
     values: dict[str, float] = Field(
         {}, description='with over: a published value for each, for example {"0.4" = 0.02}'
@@ -98,6 +102,11 @@ class Expectation(BaseModel):
             raise ValueError("over and values belong together")
         if self.minus_layer is not None and self.layer is None:
             raise ValueError("minus_layer needs layer, from which it is subtracted")
+        if self.over == OVER_ROUNDS:
+            if self.round is not None:
+                raise ValueError("give round, or values over the rounds, not both")
+            if not all(key.isdecimal() and int(key) >= 1 for key in self.values):
+                raise ValueError("values over the rounds go by a round's number, from 1")
         return self
 
 

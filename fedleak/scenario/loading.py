@@ -13,6 +13,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
+from fedleak.captures import RunLayout
 from fedleak.errors import Problem, ScenarioError, nearest
 from fedleak.scenario.assignment import parse_assignment, put
 from fedleak.scenario.checks import combinations
@@ -146,6 +147,14 @@ def _read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         raise ScenarioError(
             Problem("", f"no scenario file {path}; `fedleak init {path}` writes one")
         ) from None
+    except IsADirectoryError:
+        message = f"{path} is a directory, not a scenario file"
+        if RunLayout(path).manifest.is_file():
+            message = (
+                f"{path} is the directory of a run: `fedleak audit {path}` adds "
+                f"attacks, `fedleak report {path}` shows its results again"
+            )
+        raise ScenarioError(Problem("", message)) from None
     except OSError as error:
         raise ScenarioError(
             Problem("", f"cannot read {path}: {error.strerror or error}")

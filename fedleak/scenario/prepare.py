@@ -76,7 +76,19 @@ class Prepared:
         defenses = self.scenario.client.defenses
         facts = self.different_facts if defenses else ()
         said = [defense.note(model, facts) for defense in defenses]
-        return (*((DROPOUT_NOTE,) if trained else ()), *(note for note in said if note))
+        notes = (DROPOUT_NOTE if trained else None, self._short_batches(), *said)
+        return tuple(note for note in notes if note)
+
+    def _short_batches(self) -> str | None:
+        wanted = self.scenario.client.batch_size
+        held = [len(self.local(client)[0]) for client in range(len(self.partitions))]
+        short = [samples for samples in held if samples < wanted]
+        if not short:
+            return None
+        return (
+            f"client.batch_size is {wanted}, more than the samples of {len(short)} of "
+            f"{len(held)} clients (the fewest: {min(short)}): their batches are smaller."
+        )
 
     def local(self, client: int) -> tuple[Indices, Indices]:
         """A client's samples: those it trains on and those it holds out."""
@@ -157,7 +169,7 @@ def _prepare(scenario_json: str) -> Prepared:
     try:
         model = scenario.server.model_sent(served)
     except NoTrap as lost:
-        problems.append(Problem("server", f"{scenario.server.kind} is unsupported: {lost}."))
+        problems.append(Problem("server", f"{scenario.server.kind} is unsupported: {lost}"))
         raise ScenarioError(problems) from lost
     facts = (prepared.facts(0, 1),)
     audit = scenario.audit

@@ -15,7 +15,7 @@ from pydantic import JsonValue, ValidationError
 from fedleak.errors import Problem, ScenarioError, nearest
 from fedleak.scenario.assignment import put
 from fedleak.scenario.checks import no_such_round, not_audited
-from fedleak.scenario.expectations import MODEL_METRICS, Expectation
+from fedleak.scenario.expectations import MODEL_METRICS, OVER_ROUNDS, Expectation
 from fedleak.scenario.loading import is_study, read_document, scenario_from
 from fedleak.scenario.matrix import (
     MOST_CELLS,
@@ -295,7 +295,8 @@ def _claims(
 def _wrong_keys(expectation: Expectation, keys: Sequence[str]) -> Iterator[Problem]:
     named = [("where", key) for key in expectation.where]
     named += [("minus", key) for key in expectation.minus]
-    named += [("over", expectation.over)] if expectation.over is not None else []
+    if expectation.over not in (None, OVER_ROUNDS):
+        named.append(("over", str(expectation.over)))
     listed = ", ".join(keys) or "none"
     for field, key in named:
         if key not in keys:
@@ -313,7 +314,11 @@ def _singles(
         return
     for key, value in expectation.values.items():
         single = expectation.model_copy(update={"value": value, "over": None, "values": {}})
-        where = {**expectation.where, expectation.over: key}
+        where = dict(expectation.where)
+        if expectation.over == OVER_ROUNDS:
+            single = single.model_copy(update={"round": int(key)})
+        else:
+            where[expectation.over] = key
         yield where, f"values.{key}", single
 
 

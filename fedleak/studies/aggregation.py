@@ -21,10 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedleak.auditor.cells import Cell, finished
+from fedleak.attacks import ATTACKS, Attack
+from fedleak.auditor.cells import Cell, Outcome, finished
 from fedleak.auditor.notes import read_notes
 from fedleak.captures import RunLayout, StudyLayout, write_atomic
+from fedleak.components import Component
 from fedleak.errors import CaptureError
+from fedleak.measures import MEASURES
 from fedleak.scenario import Claim, Scenario, Study, StudyCell, load_study
 from fedleak.scenario.expectations import (
     AGGREGATES,
@@ -52,8 +55,8 @@ class Measured:
     Attributes:
         cell: The cell's name.
         attack: The attack or measure, or None for what the central party measures itself.
-            What was added to a run with parameters of its own bears their digest:
-            ``gs-1a2b3c``.
+            What was added to a run with parameters of its own bears these: ``gs
+            iterations=2``.
         metric: The score's name.
         layer: The layer, or None for what belongs to no layer.
         round: The round, or None for the whole run: scores of all rounds, the global model
@@ -184,15 +187,20 @@ def _read_run(directory: Path, scenario: Scenario) -> _Run:
     scores: dict[_Key, list[float]] = defaultdict(list)
     troubles: Counter[tuple[str, str, str]] = Counter()
     granted = () if scenario.audit.known_labels else None
-    own = {Cell(0, "", attack, {}, granted).settings for attack in scenario.audit.attacks}
-    own |= {Cell(0, "", measure, {}).settings for measure in scenario.audit.measures}
-
-    def name(cell: str, attack: str | None, measure: str | None) -> str:
-        settings = cell.split(".", 2)[2]
-        return (attack or measure or "") if settings in own else settings
-
+    # By what an attack and a measure are called together: one of each may have the same name.
+    usual: dict[tuple[str | None, str | None], Mapping[str, Any]] = {}
+    for attack_kind in ATTACKS:
+        usual[attack_kind.kind_name(), None] = _defaults(attack_kind)
+    for measure_kind in MEASURES:
+        usual[None, measure_kind.kind_name()] = _defaults(measure_kind)
+    for task in scenario.audit.tasks:
+        if isinstance(task, Attack):
+            usual[task.kind, None] = Cell(0, "", task, {}, granted).parameters
+        else:
+            usual[None, task.kind] = Cell(0, "", task, {}).parameters
+    names: dict[str, str] = {}
     for outcome in finished(layout):
-        attack = name(outcome.cell, outcome.attack, outcome.measure)
+        attack = names[outcome.cell] = _told_apart(outcome, usual)
         if outcome.status == "done":
             for number in (None, outcome.round):
                 scores[attack, TIME, None, number].append(outcome.seconds)
@@ -201,10 +209,10 @@ def _read_run(directory: Path, scenario: Scenario) -> _Run:
     measured: dict[_Key, list[dict[str, Any]]] = defaultdict(list)
     for row in _read_scores(layout.results):
         if not math.isnan(row["value"]):
-            attack = name(row["cell"], row["attack"], row["measure"])
+            attack = names[row["cell"]]
             for number in (None, row["round"]):
                 key: _Key = (attack, row["metric"], row["layer"], number)
-                if row["measure"] is None:
+                if row.get("measure") is None:
                     scores[key].append(row["value"])
                 else:
                     measured[key].append(row)
@@ -222,13 +230,34 @@ def _read_run(directory: Path, scenario: Scenario) -> _Run:
     return _Run(scores, intervals, troubles, read_notes(layout))
 
 
+def _defaults(kind: type[Component]) -> dict[str, Any]:
+    """Parameters that need not be given, with what they are then."""
+    return kind.model_construct(kind=kind.kind_name()).model_dump(mode="json")
+
+
+def _told_apart(
+    outcome: Outcome, usual: Mapping[tuple[str | None, str | None], Mapping[str, Any]]
+) -> str:
+    """The attack or measure and, shortest first, the parameters in which it is not as usual."""
+    kind = outcome.attack or outcome.measure or ""
+    own = usual.get((outcome.attack, outcome.measure), {})
+    told = [
+        f"{name}={label(value)}"
+        for name, value in outcome.parameters.items()
+        if name not in own or own[name] != value
+    ]
+    return " ".join([kind, *sorted(told, key=len)])
+
+
 def _read_scores(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []  # nothing was attacked
     try:
-        columns = ["cell", "round", "attack", "measure", "metric", "layer", "value"]
-        columns += ["sample", "low", "high"]
-        rows: list[dict[str, Any]] = pq.ParquetFile(path).read().select(columns).to_pylist()
+        table = pq.ParquetFile(path).read()
+        # The ledgers of attacks that were written before there were measures lack these.
+        later = [name for name in ("measure", "low", "high") if name in table.column_names]
+        columns = ["cell", "round", "metric", "layer", "value", "sample", *later]
+        rows: list[dict[str, Any]] = table.select(columns).to_pylist()
     except (OSError, KeyError, pa.ArrowException) as error:
         raise CaptureError(f"{path} is damaged: {error}") from error
     return rows

@@ -13,7 +13,7 @@ from typing import Any
 
 import tomli_w
 
-from fedleak.auditor import audit
+from fedleak.auditor import audit, check_attacks
 from fedleak.captures import RunLayout, StudyLayout, write_atomic
 from fedleak.errors import FedLeakError, ResourceError
 from fedleak.federation import run as run_federation
@@ -149,11 +149,12 @@ def audit_study(
     done = [run for run in study.runs() if _status(layout, run) == "done"]
     if not done:
         raise ResourceError(f"no run of {directory} is finished; `fedleak run {directory}` goes on")
-    for number, each in enumerate(done):
+    places = [layout.run(each.cell.name, each.repeat) for each in done]
+    check_attacks((place, request_of(place)) for place in places)
+    for number, (each, place) in enumerate(zip(done, places, strict=True)):
         if on_run is not None:
             on_run(Progress(layout.root, number, len(done), 0, each.cell.name))
-        place = layout.run(each.cell.name, each.repeat)
-        audit(place, **request_of(place))
+        audit(place, **request_of(place), recorded=True)
     if on_run is not None:
         on_run(Progress(layout.root, len(done), len(done), 0, ""))
     aggregate(layout.root)

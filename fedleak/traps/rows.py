@@ -51,3 +51,17 @@ def trap_rows(
     np.negative(draws, out=rows[:, :half])
     np.multiply(draws, scaling, out=rows[:, half : 2 * half])
     return torch.from_numpy(rng.permuted(rows, axis=1, out=rows))
+
+
+def are_trap_rows(weight: Tensor, bias: Tensor) -> bool:
+    """Whether a dense layer's rows ``(neurons, pixels)`` are such as `trap_rows` makes.
+
+    Only those for inputs in [0, 1] as they are: for others the bias is not zero.
+    """
+    half = weight.shape[1] // 2
+    negative, positive = weight.clamp(max=0), weight.clamp(min=0)
+    counts = torch.stack([(negative < 0).sum(1), (positive > 0).sum(1)])
+    if bias.any() or not half or not (counts == half).all():
+        return False
+    scaling = -positive.double().sum(1) / negative.double().sum(1)
+    return bool(scaling[0] < 1) and torch.allclose(scaling, scaling[0], rtol=1e-4)

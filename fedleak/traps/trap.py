@@ -125,6 +125,12 @@ def set_trap(
     found = input_dense(model, changed, train_mode, input_shape)
     if found is None or found.name != target:
         raise NoTrap(_lost(model, before, target))
+    if not _switched_off(model, changed, train_mode, spelt[:2], target):
+        raise NoTrap(
+            f"no ReLU switches the neurons of {target!r} off, so every sample has a part in the "
+            "gradient of each of them: nothing could be read out. Use a model with ReLU behind "
+            "a hidden dense layer"
+        )
     silent = (seen_by(target, model, changed, train_mode, spelt) == 0).all(0)
     weight = changed[f"{target}.weight"]
     rows = trap_rows(len(weight), len(found.carrier), scaling=scaling, sigma=sigma, rng=rng)
@@ -136,6 +142,24 @@ def set_trap(
     touched[f"{target}.weight"] = trapped
     touched[f"{target}.bias"] = -(rows @ shift)
     return touched
+
+
+def _switched_off(
+    model: nn.Module, tensors: Mapping[str, Tensor], train_mode: bool, samples: Tensor, target: str
+) -> bool:
+    """Whether a neuron that a sample makes negative has no gradient of that sample."""
+    network = network_without(tensors, model, train_mode, samples)
+    negative: list[Tensor] = []
+
+    def replace(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        negative.append(torch.full_like(output, -1.0).requires_grad_())
+        return negative[-1] * 1
+
+    network.get_submodule(target).register_forward_hook(replace)
+    output = functional_call(network, dict(tensors), (samples,))
+    # Squares, so that no normalisation of the output makes the sum a constant.
+    (gradient,) = torch.autograd.grad(output.square().sum(), negative[-1], allow_unused=True)
+    return gradient is None or not gradient.any()
 
 
 def trapped_layer(model: nn.Module, input_shape: tuple[int, ...], layer: str | None = None) -> str:

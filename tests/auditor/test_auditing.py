@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,8 @@ def test_an_unsupported_attack_is_recorded_and_not_run(
     directory: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scripted, "refusal", "needs a convolution")
-    audited = audit(directory, attacks=[scripted(), *scenario_attacks()], rounds=[1])
+    asked = [scripted(), *scenario_attacks()]
+    audited = audit(directory, attacks=asked, rounds=[1], recorded=True)
     assert scripted.calls == []
     by_attack = {(o["attack"], o["status"], o["reason"]) for o in outcomes(directory)}
     assert by_attack == {
@@ -194,6 +196,51 @@ def test_an_unsupported_attack_is_recorded_and_not_run(
         ("analytic", "done", ""),
     }
     assert {row["attack"] for row in audited.rows} == {"analytic"}
+
+
+def test_a_named_attack_that_cannot_work_is_refused_before_anything_runs(
+    directory: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripted, "refusal", "needs a convolution")
+    with pytest.raises(ScenarioError) as caught:
+        audit(directory, attacks=[*scenario_attacks(), scripted()])
+    assert [str(p) for p in caught.value.problems] == ["--attack scripted: needs a convolution"]
+    assert not RunLayout(directory).cells.exists()
+
+
+def test_one_capture_that_it_can_work_on_is_enough(
+    directory: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([*["not on this one"] * 3, None, *["not on this one"] * 3, None])
+    monkeypatch.setattr(scripted, "unsupported", lambda *_: next(answers))
+    audit(directory, attacks=[scripted()])
+    assert [o["status"] for o in outcomes(directory)] == ["unsupported"] * 3 + ["done"]
+
+
+def test_scores_outlive_an_audit_that_knows_no_truth(
+    directory: Path, scripted: Scripted, scenario: Scenario
+) -> None:
+    known = subject_of_scenario(scenario)
+    blind = replace(known, truth=lambda round, client: None)
+    scored = audit(directory, attacks=[scripted()], subject=known)
+    audit(directory, attacks=[scripted(variant=1)], subject=blind, rounds=[1])
+    table = pq.read_table(RunLayout(directory).results).to_pylist()
+    assert {row["cell"] for row in table} == {row["cell"] for row in scored.rows}
+    assert len(table) == len(scored.rows)
+
+
+def test_a_failure_is_told_in_a_sentence_wherever_it_is_raised(
+    directory: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gives_up(*_: object) -> Iterator[Any]:
+        raise AttackFailed("no candidate is left")
+        yield
+
+    monkeypatch.setattr(scripted, "reconstruct_each", gives_up)
+    audit(directory, attacks=[scripted()], rounds=[1])
+    assert {(o["status"], o["reason"]) for o in outcomes(directory)} == {
+        ("failed", "no candidate is left")
+    }
 
 
 def scenario_attacks() -> list[Attack]:
@@ -248,7 +295,7 @@ def test_a_run_without_scores_still_has_a_ledger(
     directory: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scripted, "refusal", "never")
-    assert audit(directory, attacks=[scripted()]).rows == ()
+    assert audit(directory, attacks=[scripted()], recorded=True).rows == ()
     assert pq.read_table(RunLayout(directory).results).schema.equals(SCHEMA)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -165,6 +166,70 @@ def test_audit_adds_to_a_run(fedleak: Fedleak, finished: Path) -> None:
     assert json.loads(gs.read_text())["parameters"]["iterations"] == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--attack", "gs", "--set", "gs.initialisation=nonsense"],
+            ["--attack gs: initialisation 'nonsense' is neither uniform, normal nor grey"],
+        ),
+        (["--attack", "gz"], ["--attack: 'gz' is not one of", "Did you mean 'gs'?"]),
+        (["--rounds", "7"], ["--rounds: no round 7 was captured; there are 1"]),
+        (
+            ["--rounds", "9", "--clients", "17"],
+            ["--rounds: no round 9", "no capture of client-017"],
+        ),
+        (["--actors", "2"], ["--actors: is for Ray's actors; add --executor ray"]),
+    ],
+)
+def test_an_audit_that_cannot_be_is_refused(
+    fedleak: Fedleak, finished: Path, options: list[str], said: list[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    told = fedleak("audit", "run", *options)
+    assert told.code == 2
+    assert all(words in told.words for words in said)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_rows_of_one_attack_show_in_what_they_differ(fedleak: Fedleak, finished: Path) -> None:
+    for tv in ("0.25", "0.5"):
+        settings = ["--set", "gs.iterations=2", "--set", f"gs.tv={tv}"]
+        told = fedleak("audit", "run", "--attack", "gs", *settings)
+    assert "gs tv=0.25 " in told.out
+    assert "gs tv=0.5 " in told.out
+    assert fits(told.out)
+
+
+def test_a_run_cannot_be_run_again_but_audited(fedleak: Fedleak, finished: Path) -> None:
+    told = fedleak("run", "run")
+    assert told.code == 2
+    assert "`fedleak audit run` adds attacks, `fedleak report run` shows its results" in told.words
+
+
+def test_defenses_and_short_batches_are_told(fedleak: Fedleak) -> None:
+    defenses = "[{kind='gradient-pruning'}, {kind='update-noise', clip=0.5}]"
+    told = fedleak(
+        "run", "tiny.toml", "--out", "run", "--set", f"client.defenses={defenses}",
+        "--set", "client.batch_size=1000",
+    )  # fmt: skip
+    words = " ".join(told.out.split())
+    assert "Defenses: gradient-pruning, update-noise (norm 0." in words
+    note = "client.batch_size is 1000, more than the samples of 2 of 2 clients (the fewest: 719)"
+    assert note in words
+    assert note in " ".join(
+        fedleak("validate", "tiny.toml", "--set", "client.batch_size=1000").out.split()
+    )
+
+
+def test_the_package_is_the_command(finished: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fedleak", "report", "run"], capture_output=True, timeout=120
+    )
+    assert done.returncode == 0
+    assert b"Page: run/report/index.html" in done.stdout
+
+
 def test_a_finished_audit_says_so(fedleak: Fedleak, finished: Path) -> None:
     told = fedleak("audit", "run")
     assert told.code == 0
@@ -223,9 +288,11 @@ def test_list_shows_every_kind_in_80_columns(fedleak: Fedleak) -> None:
     lines = told.out.splitlines()
     wide = 2 + max(len(entry["kind"]) for entries in content.values() for entry in entries)
     for table, entries in content.items():
-        assert table in lines
+        # An attack and a measure may have the same name.
+        below = [line.strip() for line in lines].index(table) + 1
+        listed = list(itertools.takewhile(str.strip, lines[below:]))
         for entry in entries:
-            (line,) = [line for line in lines if line.split()[:1] == [entry["kind"]]]
+            (line,) = [line for line in listed if line.split()[:1] == [entry["kind"]]]
             assert line.startswith(f"  {entry['kind']} ")
             # Names stand in one column, summaries in another.
             assert line[wide : wide + 2] == "  "
@@ -246,6 +313,8 @@ def test_list_of_one_table_shows_every_parameter(fedleak: Fedleak, table: str) -
         assert entry["summary"] in words
         for parameter in entry["parameters"]:
             assert f"  {parameter['name']} " in told.out
+    if table == "server":
+        assert '= "similar-data" ' in told.out, "no word of a default is broken"
     if table == "attack":
         assert "lr = 0.1" in words
         assert "evaluations of the update map per restart" in words

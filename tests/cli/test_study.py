@@ -143,6 +143,16 @@ def test_a_stopped_study_goes_on_given_its_directory(fedleak: Fedleak, small: Pa
     assert "goes on as it is" in refused.words
 
 
+def test_what_was_not_run_is_not_missed(fedleak: Fedleak, small: Path) -> None:
+    for cell in (small / "cells").iterdir():
+        shutil.rmtree(cell)
+    told = fedleak("report", "small")
+    words = " ".join(told.out.split())
+    assert told.code == 0
+    assert "2 expected values not measured yet." in words
+    assert "issed" not in words and "NO" not in words
+
+
 def test_a_failed_run_sets_the_exit_code(
     fedleak: Fedleak, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +173,7 @@ def test_a_failed_run_sets_the_exit_code(
 def test_audit_adds_an_attack_to_all_runs(fedleak: Fedleak, small: Path) -> None:
     told = fedleak("audit", "small", "--attack", "gs", "--set", "gs.iterations=2")
     assert told.code == 0
-    assert "gs-" in told.out
+    assert "gs iterations=2" in told.out
     for more in (["--follow"], ["--model", "a:B"]):
         assert fedleak("audit", "small", *more).code == 2
 

@@ -45,6 +45,11 @@ def test_folders_are_classes_in_sorted_order(folders: Path) -> None:
     assert splits.train.inputs.dtype == np.uint8
 
 
+def test_samples_lie_in_memory_as_their_shape_says(folders: Path) -> None:
+    train = ImageFolder(path=folders, size=(4, 4)).load().train
+    assert train.samples(np.array([2, 0])).flags.c_contiguous
+
+
 def test_same_classes_as_torchvision(folders: Path) -> None:
     from torchvision.datasets import ImageFolder as Reference
 
@@ -53,6 +58,27 @@ def test_same_classes_as_torchvision(folders: Path) -> None:
     theirs = {np.asarray(image)[0, 0, 0]: label for image, label in reference}
     for part in (splits.train, splits.test):
         assert [theirs[i[0, 0, 0]] for i in part.inputs] == part.labels.tolist()
+
+
+def test_a_file_name_tells_the_class(tmp_path: Path, refused: Callable[..., str]) -> None:
+    for number, name in enumerate(("n7_cat 1", "n3_ant", "n7_cat 2", "n3_ant 2")):
+        paint(tmp_path / f"{name}.png", (number, 0, 0))
+    splits = ImageFolder(path=tmp_path, size=(4, 4), pattern=r"(n\d+)_", test_fraction=0.5).load()
+    told = {
+        int(image[0, 0, 0]): int(label)
+        for part in (splits.train, splits.test)
+        for image, label in zip(part.inputs, part.labels, strict=True)
+    }
+    assert told == {0: 1, 1: 0, 2: 1, 3: 0}
+    paint(tmp_path / "other.png")
+    message = refused("data.pattern", ImageFolder(path=tmp_path, size=(4, 4), pattern="(n.)_").load)
+    assert "'other.png'" in message
+
+
+@pytest.mark.parametrize(("pattern", "says"), [("n", "no group"), ("(n", "no regular expression")])
+def test_a_pattern_that_can_find_no_class(pattern: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ImageFolder(path=Path(), size=(4, 4), pattern=pattern)
 
 
 def test_a_column_is_the_class(flat: Path) -> None:
@@ -100,7 +126,7 @@ def test_no_directory_and_no_images(tmp_path: Path, refused: Callable[..., str])
 
 
 def test_flat_images_without_a_label_column(flat: Path, refused: Callable[..., str]) -> None:
-    message = refused("data.path", ImageFolder(path=flat / "images", size=(4, 4)).load)
+    message = refused("data.pattern", ImageFolder(path=flat / "images", size=(4, 4)).load)
     assert "'a.png'" in message
     assert "data.label" in message
 
@@ -161,16 +187,13 @@ def test_real_faces(real_data: Path) -> None:
 
 def test_real_photos_need_classes(real_data: Path, refused: Callable[..., str]) -> None:
     source = ImageFolder(path=real_data / "imagenet-samples" / "images", size=(64, 64))
-    assert "no class" in refused("data.path", source.load)
+    assert "no class" in refused("data.pattern", source.load)
 
 
-def test_real_photos_with_a_table(real_data: Path, tmp_path: Path) -> None:
+def test_real_photos_by_name(real_data: Path) -> None:
     images = real_data / "imagenet-samples" / "images"
     names = sorted(file.name for file in images.iterdir())
-    table = tmp_path / "classes.csv"
-    table.write_text("file,wnid\n" + "".join(f"{n},{n.split('_')[0]}\n" for n in names))
-    source = ImageFolder(path=images, size=(224, 224), attributes=table, label="wnid")
-    splits = source.load()
+    splits = ImageFolder(path=images, size=(224, 224), pattern="(n[0-9]+)_").load()
     assert splits.train.classes == 109
     assert len(splits.train) + len(splits.test) == 109
     # An independent way to the same picture: crop to whole pixels, then scale.

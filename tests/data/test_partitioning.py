@@ -13,12 +13,14 @@ from fedleak.data.partitioning import (
     IidPartition,
     NaturalPartition,
     PathologicalPartition,
+    SizesPartition,
 )
 from fedleak.records import Dataset
 from fedleak.seeding import derive
 
 ALL = (
     IidPartition(),
+    SizesPartition(sizes=(200, *range(20, 31))),
     PathologicalPartition(classes_per_client=3),
     DirichletPartition(alpha=0.3),
     NaturalPartition(by="writer"),
@@ -44,7 +46,7 @@ def test_disjoint_sorted_and_reproducible(partition: Partition, toy: Dataset) ->
     assert all(map(np.array_equal, assigned, again))
 
 
-@pytest.mark.parametrize("partition", ALL[:3], ids=lambda p: p.kind)
+@pytest.mark.parametrize("partition", ALL[:4], ids=lambda p: p.kind)
 def test_another_seed_another_partition(partition: Partition, toy: Dataset) -> None:
     first, second = (partition.assign(toy, 12, seed=seed) for seed in (0, 1))
     assert not all(map(np.array_equal, first, second))
@@ -62,7 +64,7 @@ def test_silent_and_offline(
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    partition.assign(toy, 5, seed=0)
+    partition.assign(toy, 12, seed=0)
     assert capfd.readouterr() == ("", "")
 
 
@@ -126,6 +128,17 @@ def test_natural_clients_are_the_first_ids(toy: Dataset) -> None:
     assigned = NaturalPartition(by="writer").assign(toy, 12, seed=0)
     for client, indices in enumerate(assigned):
         assert np.array_equal(indices, np.flatnonzero(toy.attributes["writer"] == f"w{client:02d}"))
+
+
+def test_sizes_are_as_told(toy: Dataset, refused: Callable[..., str]) -> None:
+    assigned = SizesPartition(sizes=(700, 100, 1)).assign(toy, 3, seed=0)
+    assert list(map(len, assigned)) == [700, 100, 1]
+    # 70 of each class, with a standard deviation of sqrt(700 * .1 * .9 * 300/999) = 4.3.
+    assert np.abs(np.bincount(toy.labels[assigned[0]]) - 70).max() < 26
+    path = "partition.sizes"
+    three, many = SizesPartition(sizes=(9, 9, 9)), SizesPartition(sizes=(900, 101))
+    assert "3 sizes for 2 clients" in refused(path, three.assign, toy, 2, 0)
+    assert "1001 samples" in refused(path, many.assign, toy, 2, 0)
 
 
 @pytest.mark.parametrize("partition", ALL, ids=lambda p: p.kind)

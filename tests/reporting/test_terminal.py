@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.parquet as pq
 from rich.console import Console, RenderableType
 
+from fedleak.captures import RunLayout
 from fedleak.reporting import expectations_table, terminal_report, write_page
 from fedleak.reporting.terminal import MOST_ROWS
 
@@ -48,6 +50,14 @@ def test_a_note_stands_next_to_the_answer(builder: RunBuilder) -> None:
     assert printed(terminal_report(run))[1:3] == ["These are a <lower> bound.", ""]
     page = write_page(run).read_text()
     assert page.index("</h1>") < page.index("These are a &lt;lower&gt; bound.") < page.index("<nav")
+
+
+def test_a_ledger_from_before_there_were_measures_is_read(leaky: Path) -> None:
+    path = RunLayout(leaky).results
+    columns = ["cell", "sample", "match", "metric", "value", "layer"]
+    before = printed(terminal_report(leaky))
+    pq.write_table(pq.read_table(path).select(columns), path)
+    assert printed(terminal_report(leaky)) == before
 
 
 def test_reasons_follow(leaky: Path) -> None:

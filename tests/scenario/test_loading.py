@@ -268,7 +268,7 @@ def test_unreadable_files(tmp_path: Path, content: bytes | None, said: str) -> N
 
 
 def test_a_directory_is_no_scenario(tmp_path: Path) -> None:
-    assert "Is a directory" in problems(tmp_path)[""]
+    assert "is a directory, not a scenario file" in problems(tmp_path)[""]
 
 
 def test_relative_data_paths_are_paths(tiny: Tiny) -> None:

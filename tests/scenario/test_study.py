@@ -201,6 +201,22 @@ def test_a_published_table_in_one_block(tiny: Tiny) -> None:
     ]
 
 
+def test_published_values_over_the_rounds_of_a_cell(tiny: Tiny) -> None:
+    values = {"1": 7.0, "3": 9.0}
+    where = {"client.lr": 0.2, "data.kind": "digits"}
+    raw = expecting(tiny, value=None, over="round", values=values, where=where)
+    raw["federation"]["rounds"] = 3
+    claims = load_study(raw).claims
+    assert [(c.expectation.round, c.expectation.value) for c in claims] == [(1, 7.0), (3, 9.0)]
+    assert {c.cell for c in claims} == {"data.kind=digits,client.lr=0.2"}
+    raw["federation"]["rounds"] = 2
+    assert "there is no round 3" in problems(raw)["expect.0.round"]
+    raw["expect"][0]["values"] = {"0": 7.0}
+    assert "a round's number, from 1" in problems(raw)["expect.0"]
+    raw["expect"][0] |= {"values": {"1": 7.0}, "round": 2}
+    assert "not both" in problems(raw)["expect.0"]
+
+
 def test_one_cell_against_another(tiny: Tiny) -> None:
     study = load_study(expecting(tiny, where={"client.lr": 0.2}, minus={"client.lr": 0.3}))
     assert [(claim.cell, claim.minus) for claim in study.claims] == [

@@ -194,7 +194,8 @@ def test_further_attacks_are_added_to_every_run(tiny: Tiny, tmp_path: Path) -> N
     settings = ["gs.iterations=2", "gs.restarts=1"]
     audit_study(place, lambda run: parse_tasks(run, ["gs"], [], settings))
     rows = running.aggregate(place)
-    (added,) = {row.attack for row in rows if row.attack and row.attack.startswith("gs-")}
+    (added,) = {row.attack for row in rows if row.attack and row.attack.startswith("gs")}
+    assert added == "gs restarts=1 iterations=2"
     assert {row.cell for row in rows if row.attack == added} == set(CELLS)
     assert {row.attack for row in rows} == {None, "analytic", added}
 

@@ -109,7 +109,11 @@ def test_only_the_last_convolution_silences_its_other_filters() -> None:
     assert "fc2.weight" not in made
 
 
-@pytest.mark.parametrize("model", [cnn(5, 5), nn.Sequential(nn.Flatten(), nn.Linear(SIZE, 20))])
+def dense(*after: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(SIZE, 20), *after)
+
+
+@pytest.mark.parametrize("model", [cnn(5, 5), dense(nn.ReLU(), nn.Linear(20, 10))])
 def test_normalisation_inside_the_model_is_undone(model: nn.Module) -> None:
     """The rows weigh pixels as Algorithm 1 says, whatever stands before them."""
     settings = BoenischFc(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
@@ -128,6 +132,16 @@ def test_normalisation_inside_the_model_is_undone(model: nn.Module) -> None:
     assert weights[-1].abs().max() < 1e-3, "a black sample gives zero"
     assert ((weights[:-1] < 0).sum(0) == SIZE // 2).all()
     assert outputs.shape == (64, 20)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [(), (nn.Sigmoid(), nn.Linear(20, 10)), (nn.LeakyReLU(), nn.Linear(20, 10))],
+    ids=["nothing", "sigmoid", "leaky"],
+)
+def test_a_layer_whose_neurons_are_never_off_is_no_trap(after: tuple[nn.Module, ...]) -> None:
+    with pytest.raises(NoTrap, match="no ReLU switches the neurons of '1' off"):
+        trapped(dense(*after))
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["plain", "hidden"])

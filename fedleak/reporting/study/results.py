@@ -88,6 +88,7 @@ class StudyResults:
         cells: In the matrix's order.
         values: The table.
         expectations: Published values, one for each cell that they are about.
+        waiting: How many more there are about cells that were not run yet.
         notes: Sentences that a reader of the values must know.
         environment: Versions, machine and command, as recorded.
         scenario: The study's own text.
@@ -101,6 +102,7 @@ class StudyResults:
     cells: tuple[StudyCell, ...]
     values: tuple[Value, ...]
     expectations: tuple[Expectation, ...]
+    waiting: int
     notes: tuple[str, ...]
     environment: Mapping[str, Any]
     scenario: str
@@ -155,12 +157,24 @@ def read_study(directory: Path) -> StudyResults:
             f"of what there is, `fedleak run {directory}` goes on"
         )
     summary = read_json(layout.summary, TypeAdapter(_Summary))
+    unfinished = {
+        cell.name for cell in summary.cells if any(run.status == "missing" for run in cell.runs)
+    }
+    told = tuple(
+        e
+        for e in summary.expectations
+        if e.measured is not None or not unfinished & {e.cell, e.minus}
+    )
     return StudyResults(
         layout=layout,
         values=_read_values(layout.table),
         environment=read_json(layout.environment, TypeAdapter(dict[str, Any]), {}),
         scenario=layout.scenario.read_text(encoding="utf-8"),
-        **{name: getattr(summary, name) for name in _Summary.model_fields},
+        waiting=len(summary.expectations) - len(told),
+        **{
+            **{name: getattr(summary, name) for name in _Summary.model_fields},
+            "expectations": told,
+        },
     )
 
 

@@ -188,6 +188,8 @@ def answer(results: StudyResults) -> str:
     if results.expectations:
         met = sum(expectation.met for expectation in results.expectations)
         said.append(f"{met} of {len(results.expectations)} expected values were met.")
+    if results.waiting:
+        said.append(f"{text.count(results.waiting, 'expected value')} not measured yet.")
     shown = any(column.metric == "psnr" for column in columns(results))
     worst = max(
         (v for v in results.overall if shown and v.metric == "psnr" and v.aggregate == "mean"),

@@ -1,0 +1,5 @@
+"""``python -m fedleak`` is ``fedleak``."""
+
+from fedleak.cli import main
+
+main()

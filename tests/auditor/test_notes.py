@@ -1,0 +1,74 @@
+"""What a reader must know beside the scores: of another app's trap weights, too."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedleak import audit, load_scenario, run
+from fedleak.attacks import Analytic
+from fedleak.auditor import subject_of_model
+from fedleak.auditor.notes import read_notes
+from fedleak.captures import RunLayout
+
+SCENARIO: dict[str, Any] = {
+    "data": {"kind": "digits"},
+    "model": {"kind": "mlp", "hidden": [40]},
+    "federation": {"clients": 2},
+    "client": {"batch_size": 8},
+    "audit": {"attacks": [{"kind": "analytic"}]},
+}
+OWN = """
+from collections import OrderedDict
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        layers = {"flatten": nn.Flatten(), "fc1": nn.Linear(64, 40), "act1": nn.ReLU()}
+        super().__init__(OrderedDict(layers, fc2=nn.Linear(40, 10)))
+"""
+TRAP = {"kind": "trap-weights", "scaling": 0.6}
+SHIFTED = {"mean": [0.5], "std": [0.5]}
+
+
+@pytest.mark.parametrize(
+    ("server", "model", "stated", "told"),
+    [
+        (TRAP, {}, SHIFTED, True),
+        (TRAP, {}, {}, False),
+        (TRAP, {}, {"std": [0.5]}, False),
+        # The server knows the normalisation: the trap is made for what the model is given.
+        (TRAP, SHIFTED, SHIFTED, False),
+        ({"kind": "honest-but-curious"}, {}, SHIFTED, False),
+    ],
+    ids=["missed", "as it is", "scaled only", "normalised", "no trap"],
+)
+def test_a_trap_for_other_samples_than_the_model_is_given(
+    server: dict[str, Any],
+    model: dict[str, Any],
+    stated: dict[str, Any],
+    told: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "app_of_another.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    scenario = load_scenario(SCENARIO | {"server": server, "model": SCENARIO["model"] | model})
+    layout = RunLayout(run(scenario, directory=tmp_path / "run"))
+    layout.scenario.unlink()
+    facts = {name: tuple(values) for name, values in stated.items()}
+    subject = subject_of_model("app_of_another:Net", (1, 8, 8), **facts)
+    audit(layout.root, attacks=[Analytic()], subject=subject)
+    assert any("Trap weights were sent" in note for note in read_notes(layout)) == told
+
+
+def test_batches_that_are_smaller_than_asked_for_are_told(tmp_path: Path) -> None:
+    uneven = {"partition": {"kind": "sizes", "sizes": [9, 3]}}
+    layout = RunLayout(run(load_scenario(SCENARIO | uneven), directory=tmp_path / "run"))
+    audit(layout.root)
+    (note,) = read_notes(layout)
+    assert "client.batch_size is 8, more than the samples of 1 of 2 clients (the fewest: 3)" in note
