@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedleak.attacks.label_order import order_labels
 from fedleak.attacks.structure import final_dense, probe, samples_like
 from fedleak.errors import AttackFailed
 from fedleak.gradients import mean_gradient
@@ -46,7 +47,10 @@ def labels_unsupported(
 
 
 def recover_labels(observation: Observation) -> Tensor:
-    """The labels behind an update, ``(b,)`` int64 in ascending order.
+    """The labels behind an update, ``(b,)`` int64.
+
+    In ascending order after one local step; after several, in that of the client's
+    batches, as far as it is found (`fedleak.attacks.label_order`).
 
     For one sample this is the rule of iDLG (Zhao et al. 2020, Eq. 4): the true class is
     the only one whose gradient is negative; exact, with or without a bias (without one
@@ -95,7 +99,8 @@ def recover_labels(observation: Observation) -> Tensor:
         shares = observation.samples * (predicted[::2].mean(0) - logits)
         counts = _apportion(shares, observation.samples)
     labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    return labels.to(observation.parameters[f"{name}.weight"].device)
+    labels = labels.to(observation.parameters[f"{name}.weight"].device)
+    return labels if observation.facts.steps == 1 else order_labels(observation, labels, name)
 
 
 def known_labels(observation: Observation) -> Tensor:

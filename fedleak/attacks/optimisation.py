@@ -516,7 +516,8 @@ class LabelFirstAttack(OptimisationAttack):
 
     They are recovered from the update (`fedleak.attacks.labels`) or known by the threat
     model. When the client took several steps, which sample was in which of them is not
-    disclosed, so every restart starts from another order of the labels.
+    disclosed, so restarts have other orders of the labels: every other one the recovered
+    order, where they are recovered, and the rest random ones.
     """
 
     labels: Literal["recovered", "known"] = Field(
@@ -537,5 +538,7 @@ class LabelFirstAttack(OptimisationAttack):
         labels = read(observation).expand(self.restarts, -1)
         if observation.facts.steps > 1 and self.local_steps == "unroll":
             order = torch.rand(labels.shape, generator=generator).argsort(1).to(labels.device)
+            if self.labels == "recovered":
+                order[::2] = torch.arange(labels.shape[1], device=labels.device)
             labels = labels.gather(1, order)
         return labels
