@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,11 @@ from fedleak.reporting.results import Measured, Results
 
 MOST_ROUNDS = 10
 """Rounds drawn in one chart."""
+
+MOST_NUMBERS = 16
+"""Metrics that differ in a number drawn in one chart, in each round."""
+
+_NUMBER = re.compile(r"-\d+(?=-|$)")
 
 
 @dataclass(frozen=True)
@@ -100,22 +106,35 @@ def headlines(rows: Sequence[MeasuredRow]) -> list[Headline]:
 
 
 def layer_charts(results: Results) -> list[Figure]:
-    """A chart of each metric that has layers: one line for each round."""
-    charts = []
+    """A chart of each metric that has layers: one line for each round.
+
+    Metrics that only differ in a number, such as a threshold, share a chart.
+    """
+    groups: dict[tuple[str, str, str], list[MeasuredRow]] = {}
     for headline in headlines(measured_rows(results)):
         rows = [row for row in headline.rows if row.layer and math.isfinite(row.value)]
         if len({row.layer for row in rows}) > 1:
-            charts.append(_chart(rows))
-    return charts
+            stem = _NUMBER.sub("", headline.most.metric)
+            place = headline.most.measure, headline.most.settings, stem
+            groups.setdefault(place, []).extend(rows)
+    return [_chart(rows) for rows in groups.values()]
 
 
 def _chart(rows: Sequence[MeasuredRow]) -> Figure:
     layers = list(dict.fromkeys(str(row.layer) for row in rows))
-    rounds = list(dict.fromkeys(row.round for row in rows))
-    title = f"{rows[0].metric} {rows[0].settings}".strip()
+    rounds = {row.round for row in rows}
+    metrics = {row.metric for row in rows}
+    lines: dict[str, list[MeasuredRow]] = {}
+    for row in rows:
+        number = _NUMBER.search(row.metric) if len(metrics) > 1 else None
+        parts = [number[0].strip("-")] if number else []
+        parts += [f"round {row.round}"] if len(rounds) > 1 else []
+        lines.setdefault(", ".join(parts), []).append(row)
+    most = MOST_ROUNDS if len(metrics) == 1 else MOST_NUMBERS
+    metric = rows[0].metric if len(metrics) == 1 else _NUMBER.sub("", rows[0].metric)
+    title = f"{metric} {rows[0].settings}".strip()
     with drawing() as made:
-        for number in rounds[:MOST_ROUNDS]:
-            there = [row for row in rows if row.round == number]
+        for label, there in list(lines.items())[:most]:
             xs = [layers.index(str(row.layer)) for row in there]
             made.axes.errorbar(
                 xs,
@@ -129,7 +148,7 @@ def _chart(rows: Sequence[MeasuredRow]) -> Figure:
                 markersize=4,
                 linewidth=1.2,
                 capsize=3,
-                label=f"round {number}" if len(rounds) > 1 else None,
+                label=label or None,
             )
         made.axes.set_ylabel(title)
         made.axes.set_xticks(range(len(layers)), layers, rotation=30, ha="right")
@@ -140,5 +159,5 @@ def _chart(rows: Sequence[MeasuredRow]) -> Figure:
         title=f"{title} by layer",
         source=made.source,
         alt=f"{title} by layer; the values stand in the table below",
-        left_out=max(0, len(rounds) - MOST_ROUNDS),
+        left_out=max(0, len(lines) - most),
     )

@@ -16,6 +16,7 @@ from torch import nn
 
 from fedleak.attacks import Attack
 from fedleak.auditor import Subject, audit, cells
+from fedleak.auditor.notes import read_notes
 from fedleak.auditor.requests import parse_tasks
 from fedleak.auditor.subject import subject_of_scenario
 from fedleak.captures import RunLayout
@@ -219,3 +220,11 @@ def test_release_is_what_the_client_sent_where_it_is_given_the_clients_samples(
     audit(directory, attacks=[], measures=[probe()])
     assert len(apart) == 4
     assert max(apart) < 1e-5
+
+
+def test_what_a_reader_must_know_of_a_measure_is_noted(
+    directory: Path, probe: type[Probe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MeasureBase, "note", property(lambda self: "Heights are doubtful."))
+    audit(directory, attacks=[], measures=[probe()])
+    assert read_notes(RunLayout(directory)) == ("Heights are doubtful.",)

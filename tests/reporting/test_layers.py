@@ -51,6 +51,20 @@ def test_a_chart_for_each_metric_that_has_layers(measured: Path) -> None:
     assert "conv1" in drawn and "fc1" in drawn and "slope-norm" in drawn
 
 
+def test_metrics_that_differ_in_a_number_share_a_chart(builder: RunBuilder) -> None:
+    builder.round(1, ["client-000"])
+    cell = builder.measure(1, "client-000", "usable-original")
+    for tau in ("05", "50"):
+        for layer, value in (("conv1+conv2", 2.0), ("conv2+fc1", 1.0)):
+            builder.value(cell, f"usable-original-{tau}", value, layer, low=0.5, high=3.0)
+            builder.value(cell, f"usable-original-{tau}-idlg", value, layer, low=0.5, high=3.0)
+    charts = layer_charts(read_results(builder.write()))
+    titles = [chart.title for chart in charts]
+    assert titles == ["usable-original by layer", "usable-original-idlg by layer"]
+    drawn = base64.b64decode(charts[0].source.partition(",")[2]).decode()
+    assert ">05<" in drawn and ">50<" in drawn and charts[0].left_out == 0
+
+
 def test_terminal_and_page_tell_it(measured: Path) -> None:
     from rich.console import Console
 
