@@ -74,7 +74,7 @@ def test_run_shows_answer_expectations_and_table(fedleak: Fedleak, small: Path) 
     lines = told.out.splitlines()
     assert lines[0].startswith("2 of 2 expected values were met.")
     words = " ".join(told.out.split())
-    assert "2 cells, with 2 repeats each, attacked by analytic." in words
+    assert "2 cells, with 2 repeats each, by analytic." in words
     heads = [line.split() for line in lines if line.startswith("batch_size  ")]
     assert heads == [["batch_size", "median", "psnr"]] * 2, "measured; published / measured"
     assert "1 ≥ 60 / 100" in words
@@ -137,7 +137,7 @@ def test_a_stopped_study_goes_on_given_its_directory(fedleak: Fedleak, small: Pa
     assert "2 of 4 runs finished, 2 not run yet." in " ".join(told.out.split())
     told = fedleak("run", "small")
     assert told.code == 0
-    assert "2 cells, with 2 repeats each, attacked by analytic." in told.out
+    assert "2 cells, with 2 repeats each, by analytic." in told.out
     refused = fedleak("run", "small", "--set", "repeats=3")
     assert refused.code == 2
     assert "goes on as it is" in refused.words

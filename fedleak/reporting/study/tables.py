@@ -100,6 +100,15 @@ def lines(results: StudyResults) -> list[Line]:
     for cell in results.cells:
         model = found.get((cell.name, None, None), {})
         attacked = [key for key in found if key[0] == cell.name and key[1:] != (None, None)]
+        # How long a measure of layers took is no line of its own beside its layers.
+        layered = {key[1] for key in attacked if key[2] is not None}
+        attacked = [
+            key
+            for key in attacked
+            if key[2] is not None
+            or key[1] not in layered
+            or any(metric != "seconds" for metric, *_ in found[key])
+        ]
         table += [Line(cell, key[1], key[2], {**found[key], **model}) for key in attacked]
         if not attacked:
             table.append(Line(cell, None, None, model))
@@ -257,7 +266,7 @@ def extent(results: StudyResults) -> str:
     said = f"{text.count(len(results.cells), 'cell')}, {each}"
     attacks = {value.attack for value in results.values} - {None}
     if len(attacks) == 1:
-        said += f", attacked by {attacks.pop()}"
+        said += f", by {attacks.pop()}"
     if done == total:
         return f"{said}."
     rest = total - done - failed
