@@ -97,6 +97,7 @@ class Expectation(Stored):
             said += f", 95 % interval {text.interval(self.low, self.high)}"
         wanted = text.requirement(self.comparison, self.value, self.tolerance)
         where = f" at {self.cell}" if self.cell else ""
+        where += f" minus {self.minus}" if self.minus else ""
         return f"{seen}: {self.claim} ({said}{where}; {wanted} was expected)."
 
     @property
