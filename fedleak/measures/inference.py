@@ -15,6 +15,9 @@ Truths = npt.NDArray[np.bool_]
 Member = Literal["forest", "logistic", "mlp"]
 MEMBERS: tuple[Member, ...] = get_args(Member)
 
+_MOST_DEVIATIONS = 5.0
+"""Beyond this many standard deviations, entries count as being that far."""
+
 _LEAST = 1e-6
 """No outcome is held to be less likely than this."""
 
@@ -114,9 +117,8 @@ class _Rotation:
         points = self._standardised(gradients)
         values, vectors = np.linalg.eigh(points @ points.T)
         kept = values > 1e-10 * max(values.max(), 1e-300)
-        if kept.any():
-            self._scale *= np.sqrt(values.max() / len(gradients))
-        self._axes = points.T @ (vectors[:, kept] / np.sqrt(values[kept]))
+        widest = np.sqrt(max(values.max(), 1e-300) / len(gradients))
+        self._axes = points.T @ (vectors[:, kept] / np.sqrt(values[kept])) / widest
 
     def __call__(self, gradients: Floats) -> Floats:
         rotated = self._standardised(gradients) @ self._axes
@@ -124,8 +126,10 @@ class _Rotation:
         return rotated if rotated.shape[1] else np.zeros((len(rotated), 1))
 
     def _standardised(self, gradients: Floats) -> Floats:
+        # Rows of classes that no batch held to fit on are nearly still, and leap where one
+        # held out has them: no entry may outweigh all others.
         standardised: Floats = (gradients - self._mean) / self._scale
-        return standardised
+        return standardised.clip(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)
 
 
 def _calibrated(model: Any, fit: Part, calibrate: Part) -> Callable[[Floats], Floats]:

@@ -72,6 +72,22 @@ def test_a_channel_that_says_nothing() -> None:
     assert all(abs(v.mean()) < 0.03 for v in information(MEMBERS, *constant, 0.5, 1).values())
 
 
+def test_entries_that_leap_do_not_drown_the_others() -> None:
+    """As rows of classes do that are in batches held out alone."""
+    rng = np.random.default_rng(0)
+    parts = []
+    for count in (400, 200, 2000):
+        plain = part(rng, count, 1.0, 40, 0.5)
+        leaps = plain.gradients.copy()
+        leaps[:, 1:] *= 1e-3
+        if count != 400:
+            rows = np.arange(count)
+            leaps[rows, rng.integers(1, 41, count)] = 1e3
+        parts.append(replace(plain, gradients=leaps))
+    found = information(("logistic",), *parts, 0.5, seed=1)
+    assert found["logistic"].mean() > 0.6 * gaussian_information(1.0)
+
+
 def data(attributes: Mapping[str, np.ndarray], count: int = 4000) -> DataSplits:
     """Samples that hold their own number."""
     inputs = np.arange(count, dtype=np.float32).reshape(-1, 1)
