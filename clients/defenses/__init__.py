@@ -11,6 +11,7 @@ from clients.defenses.defense import (
     received,
     released,
 )
+from clients.defenses.dropout import Dropout
 from clients.defenses.eigen_noise import EigenNoise
 from clients.defenses.gradient_pruning import GradientPruning
 from clients.defenses.quantise import Quantise
@@ -21,6 +22,7 @@ from clients.defenses.weight_inspection import WeightInspection
 from clients.defenses.withhold import Withhold
 
 DEFENSES: tuple[type[Defense], ...] = (
+    Dropout,
     EigenNoise,
     GradientPruning,
     Quantise,
@@ -34,6 +36,7 @@ DEFENSES: tuple[type[Defense], ...] = (
 __all__ = [
     "DEFENSES",
     "Defense",
+    "Dropout",
     "EigenNoise",
     "GradientPruning",
     "Metrics",

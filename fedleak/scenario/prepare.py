@@ -76,8 +76,8 @@ class Prepared:
         defenses = self.scenario.client.defenses
         facts = self.different_facts if defenses else ()
         said = [defense.note(model, facts) for defense in defenses]
-        notes = (DROPOUT_NOTE if trained else None, self._short_batches(), *said)
-        return tuple(note for note in notes if note)
+        told = [DROPOUT_NOTE if trained else None, self._short_batches(), *said]
+        return tuple(dict.fromkeys(note for note in told if note))
 
     def _short_batches(self) -> str | None:
         wanted = self.scenario.client.batch_size

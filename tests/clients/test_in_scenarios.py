@@ -107,6 +107,7 @@ def test_defenses_that_do_nothing_leave_a_run_bit_for_bit(tmp_path):
         {"kind": "gradient-pruning", "rate": 0.0},
         {"kind": "top-k", "fraction": 1.0},
         {"kind": "soteria", "rate": 0.0},
+        {"kind": "dropout", "rate": 0.0},
     )
     assert same(captured(idle, tmp_path / "idle"), plain)
     noised = captured(defended({"kind": "update-noise", "scale": 0.1}), tmp_path / "noised")
@@ -121,6 +122,7 @@ def test_captures_and_metrics_are_the_same_on_ray(tmp_path):
         {"kind": "gradient-pruning"},
         {"kind": "top-k", "error_feedback": True},
         {"kind": "quantise"},
+        {"kind": "dropout"},
     )
     assert len(scenario.client.defenses) == len(DEFENSES)
     mine = captured(scenario, tmp_path / "inline")
