@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 
 import torch
@@ -71,6 +72,7 @@ def client_app(scenario_of: Callable[[Context], Scenario]) -> ClientApp:
         )
         model = prepared.model()
         model.load_state_dict(arrays.to_torch_state_dict())
+        started = time.perf_counter()
         try:
             metrics = local_round(
                 model,
@@ -82,12 +84,13 @@ def client_app(scenario_of: Callable[[Context], Scenario]) -> ClientApp:
             )
         except RoundRefused as refusal:
             return Message(Error(REFUSED, str(refusal)), reply_to=message)
+        seconds = time.perf_counter() - started
         disclosed = {k.replace("_", "-"): v for k, v in dataclasses.asdict(facts).items()}
         content = RecordDict(
             {
                 "arrays": ArrayRecord(model.state_dict()),
                 "metrics": MetricRecord({"num-examples": facts.examples, **metrics}),
-                DISCLOSURE: ConfigRecord({"partition-id": client, **disclosed}),
+                DISCLOSURE: ConfigRecord({"partition-id": client, "seconds": seconds, **disclosed}),
             }
         )
         return Message(content, reply_to=message)

@@ -156,6 +156,8 @@ class Capture:
         facts: Disclosed training facts; None where a foreign app disclosed too few.
         disclosed: By name, what it disclosed where that was too few.
         metrics: Numbers that the client reported of the round, by name.
+        seconds: How long the client says that it trained and defended; None where it does
+            not say. It differs from run to run and is no part of what must repeat.
     """
 
     round: int
@@ -165,6 +167,7 @@ class Capture:
     facts: TrainingFacts | None
     disclosed: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedleak.errors import UpdateRejected
 from fedleak.records import DISCLOSURE, FACTS, Capture, partition_name, training_facts
@@ -113,6 +113,7 @@ def capture_of(round: int, reply: Message, sent: Arrays, known: Mapping[str, flo
     check_update(sent, received, reply.content)
     disclosed = disclosed_facts(reply.content, known)
     facts = training_facts(disclosed)
+    seconds = reply.content.config_records.get(DISCLOSURE, ConfigRecord()).get("seconds")
     return Capture(
         round=round,
         client=client_name(reply),
@@ -125,6 +126,7 @@ def capture_of(round: int, reply: Message, sent: Arrays, known: Mapping[str, flo
             for record in reply.content.metric_records.values()
             for name, value in scalars(record, "").items()
         },
+        seconds=seconds if isinstance(seconds, float) else None,
     )
 
 

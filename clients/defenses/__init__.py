@@ -8,6 +8,7 @@ from clients.defenses.defense import (
     Turn,
     Update,
     acting,
+    labels,
     received,
     released,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "WeightInspection",
     "Withhold",
     "acting",
+    "labels",
     "received",
     "released",
 ]

@@ -240,11 +240,17 @@ def released(
     return metrics
 
 
-def _turns(defenses: Sequence[Defense], turn: Turn) -> Iterator[tuple[Defense, Turn]]:
-    """Each defense with its turn, labelled by its kind, or by kind and position."""
+def labels(defenses: Sequence[Defense]) -> list[str]:
+    """What names each defense in metrics: its kind, or kind and position where there are more."""
     kinds = [defense.kind for defense in defenses]
-    for position, (kind, defense) in enumerate(zip(kinds, defenses, strict=True)):
-        label = kind if kinds.count(kind) == 1 else f"{kind}-{position}"
+    return [
+        kind if kinds.count(kind) == 1 else f"{kind}-{position}"
+        for position, kind in enumerate(kinds)
+    ]
+
+
+def _turns(defenses: Sequence[Defense], turn: Turn) -> Iterator[tuple[Defense, Turn]]:
+    for defense, label in zip(defenses, labels(defenses), strict=True):
         yield defense, replace(turn, label=label)
 
 

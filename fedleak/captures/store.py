@@ -91,6 +91,7 @@ class CaptureStore:
                     "sent": sent,
                     "facts": dict(facts) or None,
                     "metrics": dict(capture.metrics),
+                    "seconds": capture.seconds,
                 }
             partial.rename(folder)
         except OSError as error:
@@ -150,6 +151,7 @@ class CaptureStore:
             facts=facts,
             disclosed={} if facts else disclosed,
             metrics=entry.get("metrics", {}),
+            seconds=entry.get("seconds"),
         )
 
     def _write_arrays(self, folder: Path, name: str, arrays: Arrays) -> dict[str, Any]:

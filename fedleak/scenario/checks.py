@@ -9,9 +9,9 @@ from fedleak.errors import Problem
 from fedleak.scenario.expectations import (
     IN_STUDIES,
     MEASURED,
-    MODEL_METRICS,
     SCORED,
     Expectation,
+    needs_audit,
 )
 from fedleak.scenario.schema import Audit, Scenario
 
@@ -100,6 +100,6 @@ def no_such_round(expectation: Expectation, scenario: Scenario) -> str | None:
         return None
     if number > scenario.federation.rounds:
         return f"there is no round {number}; federation.rounds is {scenario.federation.rounds}"
-    if expectation.metric not in MODEL_METRICS and audited is not None and number not in audited:
+    if needs_audit(expectation.metric) and audited is not None and number not in audited:
         return f"round {number} is not among audit.rounds ({', '.join(map(str, audited))})"
     return None

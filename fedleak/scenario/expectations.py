@@ -26,7 +26,11 @@ MODEL_METRICS = ("accuracy", "loss")
 """What the central party measures of the global model after each round."""
 TIME = "seconds"
 """How long an attack took on one capture."""
-METRICS = (*SCORED, *MEASURED, *MODEL_METRICS, TIME)
+CLIENT_METRICS = ("train-seconds", "bytes-sent", "refused")
+"""What is known of each client in a round, beside what its defenses report: how long it trained
+and defended, bytes of its update in the shortest form that its defenses know, else as it is
+kept, and whether (1 or 0) it refused to take part."""
+METRICS = (*SCORED, *MEASURED, *MODEL_METRICS, *CLIENT_METRICS, TIME)
 
 OVER_ROUNDS = "round"
 """What values go by that are published for several rounds of each cell."""
@@ -42,8 +46,19 @@ _FUNCTIONS: dict[Aggregate, Callable[[Sequence[float]], float]] = {
 }
 
 
+def reported_by(metric: str) -> str | None:
+    """The defense that reports a metric, as metrics name it; None where none does."""
+    defense, slash, _ = metric.partition("/")
+    return defense if slash else None
+
+
+def needs_audit(metric: str) -> bool:
+    """Whether a metric is an attack's or a measure's, not of the global model or of clients."""
+    return metric not in (*MODEL_METRICS, *CLIENT_METRICS) and reported_by(metric) is None
+
+
 def _known(metric: str) -> str:
-    if metric not in METRICS:
+    if metric not in METRICS and reported_by(metric) is None:
         listed = ", ".join(f"'{name}'" for name in METRICS)
         raise PydanticCustomError("literal_error", "not a metric", {"expected": listed})
     return metric
@@ -55,8 +70,13 @@ class Expectation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     metric: Annotated[
-        str, AfterValidator(_known), Field(json_schema_extra={"enum": list(METRICS)})
-    ] = Field(description="what is compared: a score or, in a study, also accuracy, loss, seconds")
+        str,
+        AfterValidator(_known),
+        Field(json_schema_extra={"anyOf": [{"enum": list(METRICS)}, {"pattern": "/"}]}),
+    ] = Field(
+        description="what is compared: a score or, in a study, also accuracy, loss, seconds, "
+        "train-seconds, bytes-sent, refused, and what a defense reports: update-noise/epsilon"
+    )
     attack: str | None = Field(None, description="scores of this attack only; default all")
     layer: str | None = Field(
         None, description="values of this layer only; default those that belong to no layer"
@@ -67,7 +87,8 @@ class Expectation(BaseModel):
     round: int | None = Field(
         None,
         ge=1,
-        description="values of this round only; default all rounds, of accuracy and loss the last",
+        description="values of this round only; default all rounds, of the global model and of "
+        "clients the last",
     )
     where: dict[str, JsonValue] = Field(
         {}, description="in a study: cells with these values of the matrix; default all cells"

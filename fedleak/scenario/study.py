@@ -12,10 +12,17 @@ from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
+from clients.defenses import labels
 from fedleak.errors import Problem, ScenarioError, nearest
 from fedleak.scenario.assignment import put
 from fedleak.scenario.checks import no_such_round, not_audited
-from fedleak.scenario.expectations import MODEL_METRICS, OVER_ROUNDS, Expectation
+from fedleak.scenario.expectations import (
+    MODEL_METRICS,
+    OVER_ROUNDS,
+    Expectation,
+    needs_audit,
+    reported_by,
+)
 from fedleak.scenario.loading import is_study, read_document, scenario_from
 from fedleak.scenario.matrix import (
     MOST_CELLS,
@@ -349,8 +356,14 @@ def _unscored(expectation: Expectation, cell: StudyCell) -> Iterator[Problem]:
     if expectation.metric in MODEL_METRICS:
         if not cell.scenario.federation.evaluate:
             yield Problem("metric", "federation.evaluate is false: nothing measures the model")
-    elif (unscored := not_audited(expectation, cell.scenario.audit)) is not None:
-        yield Problem(unscored[0] or "metric", unscored[1])
+    elif (defense := reported_by(expectation.metric)) is not None:
+        if defense not in (there := labels(cell.scenario.client.defenses)):
+            listed = ", ".join(there) or "none"
+            message = f"no defense {defense!r} reports it; client.defenses has: {listed}."
+            yield Problem("metric", message + nearest(defense, there))
+    elif needs_audit(expectation.metric):
+        if (unscored := not_audited(expectation, cell.scenario.audit)) is not None:
+            yield Problem(unscored[0] or "metric", unscored[1])
 
 
 def _words(settings: Mapping[str, JsonValue]) -> str:

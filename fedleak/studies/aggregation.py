@@ -38,6 +38,8 @@ from fedleak.scenario.expectations import (
     Expectation,
     aggregated,
     meets,
+    needs_audit,
+    reported_by,
 )
 from fedleak.scenario.matrix import label
 
@@ -60,7 +62,7 @@ class Measured:
         metric: The score's name.
         layer: The layer, or None for what belongs to no layer.
         round: The round, or None for the whole run: scores of all rounds, the global model
-            after the last one. Runs of a single round have no rows of it.
+            after the last one, each client's last round. Runs of a single round have no rows of it.
         aggregate: How the samples of a run became one value.
         repeats: Runs that have the value.
         samples: Scores of samples behind it, over all of them.
@@ -223,10 +225,17 @@ def _read_run(directory: Path, scenario: Scenario) -> _Run:
         scores[key] = [row["value"] for row in whole]
         if len(whole) == 1 and not math.isnan(whole[0]["low"]):
             intervals[key] = whole[0]["low"], whole[0]["high"]
-    for number, metrics in _model_metrics(layout).items():
+    rounds = _rounds(layout)
+    for number, metrics in _model_metrics(rounds).items():
         for metric in MODEL_METRICS:
             if metric in metrics:
                 scores[None, metric, None, number].append(metrics[metric])
+    last: dict[tuple[str, str], float] = {}
+    for (client, metric, number), value in _client_metrics(rounds).items():
+        scores[None, metric, None, number].append(value)
+        last[client, metric] = value
+    for (_, metric), value in last.items():
+        scores[None, metric, None, None].append(value)
     return _Run(scores, intervals, troubles, read_notes(layout))
 
 
@@ -263,17 +272,45 @@ def _read_scores(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _model_metrics(layout: RunLayout) -> Mapping[int | None, Mapping[str, float]]:
-    """What the central party measured after each round; the last one stands for the run."""
+def _rounds(layout: RunLayout) -> dict[int, Mapping[str, Any]]:
+    """What the manifest says of each round, ascending."""
     try:
         rounds = json.loads(layout.manifest.read_bytes())["rounds"]
-        metrics: dict[int | None, Mapping[str, float]] = {
-            int(number): rounds[number]["metrics"] for number in rounds
-        }
-        metrics[None] = rounds[max(rounds, key=int)]["metrics"]
-        return metrics
+        return {number: rounds[str(number)] for number in sorted(map(int, rounds))}
     except (OSError, ValueError, KeyError) as error:
         raise CaptureError(f"{layout.manifest} is damaged: {error}") from error
+
+
+def _model_metrics(
+    rounds: Mapping[int, Mapping[str, Any]],
+) -> Mapping[int | None, Mapping[str, float]]:
+    """What the central party measured after each round; the last one stands for the run."""
+    metrics: dict[int | None, Mapping[str, float]] = {
+        number: told["metrics"] for number, told in rounds.items()
+    }
+    return {**metrics, None: metrics[max(rounds)]}
+
+
+def _client_metrics(
+    rounds: Mapping[int, Mapping[str, Any]],
+) -> Mapping[tuple[str, str, int], float]:
+    """What is known of clients, by client, metric and round: `CLIENT_METRICS`, and what their
+    defenses report."""
+    found: dict[tuple[str, str, int], float] = {}
+    for number, told in rounds.items():
+        for client, entry in told.get("clients", {}).items():
+            reported = {
+                name: value
+                for name, value in entry.get("metrics", {}).items()
+                if reported_by(name) is not None
+            }
+            sizes = [value for name, value in reported.items() if name.endswith("/bytes")]
+            reported |= {"bytes-sent": min(sizes, default=entry["bytes"]), "refused": 0.0}
+            if entry.get("seconds") is not None:
+                reported["train-seconds"] = entry["seconds"]
+            found |= {(client, name, number): value for name, value in reported.items()}
+        found |= {(client, "refused", number): 1.0 for client in told.get("refused", {})}
+    return found
 
 
 def _rows(cell: str, runs: Mapping[int, _Run]) -> Iterator[Measured]:
@@ -357,7 +394,7 @@ def _claimed(
 
 def _counted(expectation: Expectation, cell: str, study: Study) -> list[str | None]:
     """The attacks and measures whose values an expectation is about."""
-    if expectation.metric in MODEL_METRICS:
+    if not needs_audit(expectation.metric):
         return [None]
     if expectation.attack is not None:
         return [expectation.attack]
@@ -375,7 +412,7 @@ def _troubles(runs: Iterable[_Run]) -> list[dict[str, Any]]:
 
 
 def _write_table(layout: StudyLayout, study: Study, rows: Sequence[Measured]) -> None:
-    settings = {cell.name: cell.settings for cell in study.cells}
+    if not needs_audit(expectation.metric):
     columns: dict[str, list[float] | list[str | None]] = {}
     for key in study.keys:
         values = [settings[row.cell].get(key) for row in rows]

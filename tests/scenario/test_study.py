@@ -255,6 +255,19 @@ def test_accuracy_needs_no_attack_but_an_evaluation(tiny: Tiny) -> None:
     assert "federation.evaluate is false" in problems(raw)["expect.0.metric"]
 
 
+def test_what_clients_report_is_expected_of_defenses_that_are_there(tiny: Tiny) -> None:
+    raw = expecting(tiny, metric="update-noise/epsilon")
+    raw["audit"] = {}
+    raw["client"]["defenses"] = [{"kind": "update-noise", "clip": 1.0, "scale": 1.0}]
+    assert len(load_study(raw).claims) == 6
+    raw["client"]["defenses"] = [{"kind": "top-k"}]
+    assert problems(raw)["expect.0.metric"] == (
+        "no defense 'update-noise' reports it; client.defenses has: top-k."
+    )
+    raw["expect"][0]["metric"] = "bytes-sent"
+    assert len(load_study(raw).claims) == 6
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [

@@ -312,3 +312,36 @@ def test_damaged_results_are_named(written: Callable[..., Written]) -> None:
     RunLayout(study.layout.run(ONE, 0)).results.write_text("no table")
     with pytest.raises(CaptureError, match=r"results\.parquet is damaged"):
         aggregate(study.root)
+
+
+def test_what_clients_report_stands_beside_the_scores(
+    written: Callable[..., Written],
+) -> None:
+    study = written()
+    study.run(ONE, 0, [10.0, 20.0], rounds=2)
+    layout = RunLayout(study.layout.run(ONE, 0))
+    manifest = json.loads(layout.manifest.read_text())
+
+    def client(epsilon: float, **more: Any) -> dict[str, Any]:
+        metrics = {"update-noise/epsilon": epsilon, "train_loss": 2.0, **more}
+        return {"metrics": metrics, "bytes": 1000, "seconds": epsilon}
+
+    manifest["rounds"]["1"] |= {"clients": {"client-000": client(1.0), "client-001": client(2.0)}}
+    sparse = {"top-k/bytes": 80.0, "quantise/bytes": 90.0}
+    manifest["rounds"]["2"] |= {
+        "clients": {"client-000": client(5.0, **sparse)},
+        "refused": {"client-002": "a trap"},
+    }
+    layout.manifest.write_text(json.dumps(manifest))
+    rows = aggregate(study.root)
+
+    def means(metric: str) -> list[float]:
+        return [value(rows, ONE, metric, round=number).mean for number in (1, 2, None)]
+
+    # The last round of each client stands for the run: 5 and 2.
+    assert means("update-noise/epsilon") == [1.5, 5.0, 3.5]
+    assert means("train-seconds") == [1.5, 5.0, 3.5]
+    assert means("bytes-sent") == [1000.0, 80.0, 540.0]
+    assert means("refused") == [0.0, 0.5, pytest.approx(1 / 3)]
+    assert value(rows, ONE, "update-noise/epsilon", "max").mean == 5.0
+    assert "train_loss" not in {row.metric for row in rows}
