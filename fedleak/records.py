@@ -8,7 +8,7 @@ image), ``K`` classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,36 @@ def partition_of(client: str) -> int | None:
     """Partition id in a client's name; None for a client known by its node id only."""
     kind, _, number = client.partition("-")
     return int(number) if kind == "client" else None
+
+
+def sum_name(clients: Sequence[str]) -> str:
+    """Name of the sum of several clients' updates, ascending: ``sum-000-003+007``."""
+    partitions = sorted(p for p in map(partition_of, clients) if p is not None)
+    if len(partitions) < len(clients):
+        return f"sum-{'+'.join(clients)}"
+    runs: list[list[int]] = []
+    for partition in partitions:
+        if runs and runs[-1][-1] == partition - 1:
+            runs[-1].append(partition)
+        else:
+            runs.append([partition])
+    parts = [f"{r[0]:03d}" if len(r) == 1 else f"{r[0]:03d}-{r[-1]:03d}" for r in runs]
+    return f"sum-{'+'.join(parts)}"
+
+
+def members_of(client: str) -> list[str]:
+    """The clients behind a capture: of a sum all that it is of, else the client itself."""
+    kind, _, named = client.partition("-")
+    if kind != "sum":
+        return [client]
+    members: list[str] = []
+    for part in named.split("+"):
+        first, _, last = part.partition("-")
+        if not first.isdecimal():
+            members.append(part)
+        else:
+            members += map(partition_name, range(int(first), int(last or first) + 1))
+    return members
 
 
 @dataclass(frozen=True)
@@ -150,7 +180,8 @@ class Capture:
     Attributes:
         round: Round number, from 1.
         client: ``client-007`` by partition id, or ``node-<id>`` where a foreign app
-            does not say which partition it is.
+            does not say which partition it is. Under secure aggregation a group of them,
+            ``sum-000-003+007``, of which the weighted mean update was seen.
         sent: State dict sent to the client, by name.
         received: State dict it sent back, same names and shapes.
         facts: Disclosed training facts; None where a foreign app disclosed too few.

@@ -69,7 +69,9 @@ def federate(
         write_atomic(store.layout.participants, record.encode())
 
     sample = SampleByPartition(
-        scenario.aggregation.build(evaluate=scenario.client.holdout > 0),
+        scenario.aggregation.build(
+            evaluate=scenario.client.holdout > 0, asked=federation.asked, seed=scenario.seed
+        ),
         seed=scenario.seed,
         clients=federation.clients,
         clients_per_round=federation.asked,
@@ -79,7 +81,12 @@ def federate(
         on_met=write_participants,
     )
     strategy = scenario.server.wrap(
-        sample, store, prepared.served(), quorum=federation.quorum, roster=roster
+        sample,
+        store,
+        prepared.served(),
+        quorum=federation.quorum,
+        roster=roster,
+        secure_aggregation=scenario.aggregation.secure_aggregation,
     )
 
     def after_round(round: int, arrays: ArrayRecord) -> MetricRecord | None:

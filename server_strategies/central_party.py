@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from logging import INFO
 
@@ -28,6 +28,7 @@ from server_strategies.interception import (
     sent_facts,
 )
 from server_strategies.roster import Roster
+from server_strategies.secure_aggregation import groups_of, summed
 
 
 class CentralParty(Strategy):
@@ -48,6 +49,10 @@ class CentralParty(Strategy):
         quorum: Share in [0, 1] of the asked clients that must deliver usable updates.
         roster: Who takes part, where known; names clients that never answer, and those
             that were not even there to be asked.
+        secure_aggregation: Simulate secure aggregation: captures are sums over groups of at
+            least so many clients (`server_strategies.secure_aggregation`). Of a group that
+            loses clients it is the sum of those that delivered. Whom a rejected or refused
+            update is of is still known.
 
     Raises:
         TypeError: ``inner`` is not of the Message API's strategies.
@@ -64,6 +69,7 @@ class CentralParty(Strategy):
         disclosed: Mapping[str, float] | None = None,
         quorum: float = 0.0,
         roster: Roster | None = None,
+        secure_aggregation: int | None = None,
     ) -> None:
         if not isinstance(inner, Strategy):
             raise TypeError(
@@ -81,6 +87,8 @@ class CentralParty(Strategy):
         self.disclosed = dict(disclosed or {})
         self.quorum = quorum
         self.roster = roster if roster is not None else Roster()
+        self.secure_aggregation = secure_aggregation
+        self._groups: list[list[int]] = []
         self._said: dict[int, int] = {}
         self._sent: dict[int, tuple[Arrays, dict[str, float]]] = {}
 
@@ -99,6 +107,9 @@ class CentralParty(Strategy):
             if id(record) not in decoded:
                 decoded[id(record)] = arrays_of(record), sent_facts(record)
             self._sent[message.metadata.dst_node_id] = decoded[id(record)]
+        # By partition, as far as they are known.
+        nodes = sorted(self._sent, key=lambda node: (self.partition(node) or 0, node))
+        self._groups = groups_of(nodes, self.secure_aggregation or 1)
         return messages
 
     def aggregate_train(
@@ -107,6 +118,7 @@ class CentralParty(Strategy):
         """Capture every reply, then let the wrapped strategy aggregate them."""
         replies = list(replies)
         captures: dict[str, Capture] = {}
+        captured: dict[int, Capture] = {}
         rejected: dict[str, str] = {}
         refused: dict[str, str] = {}
         handed_on: list[Message] = []
@@ -128,14 +140,14 @@ class CentralParty(Strategy):
             except UpdateRejected as reason:
                 rejected[self._free_name(reply, captures)] = str(reason)
             else:
-                captures[capture.client] = capture
+                captures[capture.client] = captured[node] = capture
                 if (partition := partition_of(capture.client)) is not None:
                     self._said[node] = partition
                 handed_on.append(reply)
         asked = len(self._sent) + len(self.roster.missing)
         self.store.commit(
             server_round,
-            list(captures.values()),
+            self._seen(captured),
             absent=[
                 *(self._name(node) for node in absent),
                 *(partition_name(partition) for partition in self.roster.missing),
@@ -154,6 +166,25 @@ class CentralParty(Strategy):
         if metrics is not None:
             self.store.record_metrics(server_round, scalars(metrics, "clients/"))
         return arrays, metrics
+
+    def _seen(self, captured: Mapping[int, Capture]) -> list[Capture]:
+        """What the party learns of the updates delivered: each, or sums over groups."""
+        if self.secure_aggregation is None:
+            return list(captured.values())
+        delivered = [[node for node in group if node in captured] for group in self._groups]
+        return [
+            summed([captured[node] for node in group], captured[self.aim(group)])
+            for group in delivered
+            if group
+        ]
+
+    def aim(self, group: list[int]) -> int:
+        """Whose model a group's sum is looked at from, where members were sent several."""
+        return group[0]
+
+    def together_with(self, nodes: Collection[int]) -> set[int]:
+        """Nodes whose updates the party cannot tell from those of the given ones."""
+        return {n for group in self._groups if not set(group).isdisjoint(nodes) for n in group}
 
     def outgoing(self, server_round: int, messages: list[Message]) -> None:
         """Change what goes to clients, message by message, before it is remembered.
@@ -252,6 +283,7 @@ class Party(Component, ABC):
         *,
         quorum: float,
         roster: Roster,
+        secure_aggregation: int | None,
     ) -> Strategy:
         """Put this central party around the federation's strategy.
 
@@ -261,6 +293,8 @@ class Party(Component, ABC):
             served: The federation.
             quorum: Share of the asked clients that must deliver usable updates.
             roster: Who takes part; filled as clients connect.
+            secure_aggregation: Of how many clients at least only a sum is seen; None where
+                each client's update is.
         """
 
     def problems(self, served: Served) -> Iterable[Problem]:

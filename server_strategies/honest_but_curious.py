@@ -36,5 +36,8 @@ class HonestButCuriousParty(Party):
         *,
         quorum: float,
         roster: Roster,
+        secure_aggregation: int | None,
     ) -> Strategy:
-        return HonestButCurious(inner, store, quorum=quorum, roster=roster)
+        return HonestButCurious(
+            inner, store, quorum=quorum, roster=roster, secure_aggregation=secure_aggregation
+        )

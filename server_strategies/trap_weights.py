@@ -37,6 +37,11 @@ class TrapWeights(CentralParty):
     learning from the others (§10.2), and stands still in a round in which all are
     targeted. One trap is made per round, from a named stream of the seed.
 
+    Under secure aggregation a targeted client's update is seen in the sum of its group only,
+    on top of those of members that got the honest model and use the trap's neurons for
+    whatever they like; and the whole group is lost to the global model. A sum can be read
+    where all of a group are targeted.
+
     In a Flower app of your own, samples must reach ``model`` in [0, 1]: put what your
     transforms do after that into the model, or the trap misses
     (`fedleak.models.normalised`).
@@ -121,10 +126,15 @@ class TrapWeights(CentralParty):
         """Let the wrapped strategy aggregate the replies of clients that were not targeted."""
         if self.search is not None:
             self._learn(self.search, replies)
-        others = [reply for reply in replies if reply.metadata.src_node_id not in self._trapped]
+        lost = self.together_with(self._trapped)
+        others = [reply for reply in replies if reply.metadata.src_node_id not in lost]
         if self._trapped and not any(reply.has_content() for reply in others):
             return self._standing, None
         return super().aggregate(server_round, others)
+
+    def aim(self, group: list[int]) -> int:
+        """A targeted member where there is one."""
+        return next((node for node in group if node in self._trapped), group[0])
 
     def _learn(self, search: ScalingSearch, replies: list[Message]) -> None:
         """Take in how many neurons of the trap the clients' samples activated."""
@@ -235,6 +245,7 @@ class TrapWeightsParty(Party):
         *,
         quorum: float,
         roster: Roster,
+        secure_aggregation: int | None,
     ) -> Strategy:
         return TrapWeights(
             inner,
@@ -245,6 +256,7 @@ class TrapWeightsParty(Party):
             seed=served.seed,
             quorum=quorum,
             roster=roster,
+            secure_aggregation=secure_aggregation,
             scaling=self._scaling(served),
             **self.model_dump(exclude={"kind", "scaling", "tuning"}),
         )

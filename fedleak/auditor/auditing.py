@@ -22,7 +22,7 @@ from fedleak.auditor.subject import Subject, subject_of_scenario
 from fedleak.captures import CaptureStore, RunLayout, StudyLayout, write_atomic
 from fedleak.errors import CaptureError, Problem, ResourceError, ScenarioError
 from fedleak.measures import BUDGET_METRICS, Measure, leakage_budget
-from fedleak.records import partition_name
+from fedleak.records import members_of, partition_name
 from fedleak.scenario import Audit, Scenario, load_scenario
 from fedleak.scenario.expectations import IN_STUDIES, Verdict, judge
 
@@ -243,7 +243,9 @@ def _plan(
     captured = {number: store.clients(number) for number in store.rounds()}
     if not captured:
         raise CaptureError(f"{store.layout.manifest}: no round was captured")
-    known = {name for names in captured.values() for name in names}
+    known = {
+        name for names in captured.values() for each in names for name in (each, *members_of(each))
+    }
     # What the user names must be there. The scenario names what there may be: not every
     # client is asked in each round, and a run may have ended early.
     problems = []
@@ -271,7 +273,11 @@ def _plan(
     granted = scenario is not None and scenario.audit.known_labels
     cells = []
     for number, names in captured.items():
-        audited = [client for client in names if clients is None or client in clients]
+        audited = [
+            client
+            for client in names
+            if clients is None or any(name in clients for name in (client, *members_of(client)))
+        ]
         if rounds is not None and number not in rounds:
             continue
         for client in audited:

@@ -20,7 +20,7 @@ from fedleak.components import CUSTOM_KIND, import_object
 from fedleak.errors import MeasureFailed, Problem, RoundRefused, ScenarioError
 from fedleak.measures import Release
 from fedleak.models import CustomModel, normalised
-from fedleak.records import Dataset, DataSplits, Observation, Truth, partition_of
+from fedleak.records import Dataset, DataSplits, Observation, Truth, members_of, partition_of
 from fedleak.scenario import Prepared, Scenario, prepare
 
 ReleaseOf = Callable[[Observation, int, str], Release | None]
@@ -81,13 +81,31 @@ def subject_of_scenario(scenario: Scenario, took_part: Participants | None = Non
         input_shape=prepared.splits.train.input_shape,
         classes=prepared.splits.train.classes,
         seed=scenario.seed,
-        truth=truth,
+        truth=_of_sums(truth),
         vocabulary=prepared.splits.train.vocabulary,
         notes=prepared.notes,
         # A deployment's server knows no more than the data set that it holds for audits.
         data=prepared.splits if took_part is None or scenario.federation.audit_data else None,
         release=partial(_release, prepared),
     )
+
+
+def _of_sums(truth: TruthOf) -> TruthOf:
+    """Behind a sum of several clients' updates is the union of their samples."""
+
+    def union(round: int, client: str) -> Truth | None:
+        truths = [truth(round, member) for member in members_of(client)]
+        known = [each for each in truths if each is not None]
+        if len(known) < len(truths):
+            return None
+        if len(known) == 1:
+            return known[0]
+        return Truth(
+            inputs=np.concatenate([each.inputs for each in known]),
+            labels=np.concatenate([each.labels for each in known]),
+        )
+
+    return union
 
 
 def _release(
@@ -226,4 +244,4 @@ def _imported_truth(spec: str, input_shape: tuple[int, ...]) -> TruthOf:
             )
         return Truth(inputs=inputs, labels=labels)
 
-    return truth
+    return _of_sums(truth)

@@ -14,6 +14,7 @@ from fedleak.scenario.expectations import (
     needs_audit,
 )
 from fedleak.scenario.schema import Audit, Scenario
+from server_strategies import TrapWeightsParty
 
 RestsOn = tuple[str, ...]
 
@@ -31,6 +32,18 @@ def combinations(scenario: Scenario) -> Iterator[tuple[Problem, RestsOn]]:
             f"is {federation.clients}"
         )
         yield Problem(path, message), (path, "federation.clients")
+    if (group := scenario.aggregation.secure_aggregation) is not None:
+        path = "aggregation.secure_aggregation"
+        if group > federation.asked:
+            message = f"groups of {group} clients, but {federation.asked} are asked each round"
+            rests_on = (path, "federation.clients_per_round", "federation.clients")
+            yield Problem(path, message), rests_on
+        if federation.engine == "deployment":
+            message = "is simulated; the server of a deployment would see each client's update"
+            yield Problem(path, message), (path, "federation.engine")
+        if isinstance(scenario.server, TrapWeightsParty) and scenario.server.tuning == "updates":
+            message = "'updates' needs each client's update, secure_aggregation gives sums only"
+            yield Problem("server.tuning", message), (path, "server")
     if client.local_steps and client.local_epochs:
         message = "give local_steps or local_epochs, not both"
         path = "client.local_steps"

@@ -77,6 +77,7 @@ class Prepared:
         facts = self.different_facts if defenses else ()
         said = [defense.note(model, facts) for defense in defenses]
         told = [DROPOUT_NOTE if trained else None, self._short_batches(), *said]
+        told += _server_side(self.scenario)
         return tuple(dict.fromkeys(note for note in told if note))
 
     def _short_batches(self) -> str | None:
@@ -137,6 +138,24 @@ class Prepared:
         indices = used[np.sort(first)]
         train = self.splits.train
         return Truth(inputs=train.samples(indices), labels=train.labels[indices])
+
+
+def _server_side(scenario: Scenario) -> Iterator[str]:
+    """What a reader must know of the defenses in which the server takes part."""
+    aggregation = scenario.aggregation
+    if aggregation.server_noise is not None:
+        yield (
+            "The server's noise protects nothing against the central party: it reads updates "
+            "before noise is added."
+        )
+    if (group := aggregation.secure_aggregation) is not None:
+        several = scenario.client.steps != 1
+        yield (
+            f"Secure aggregation is simulated: the central party sees sums over {group} clients or "
+            "more, of each group those that delivered. Attacks take a sum for the update of one "
+            "client that holds all their samples"
+            + (", which after several local steps is an approximation." if several else ".")
+        )
 
 
 def prepare(scenario: Scenario) -> Prepared:

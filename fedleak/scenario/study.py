@@ -361,9 +361,10 @@ def _unscored(expectation: Expectation, cell: StudyCell) -> Iterator[Problem]:
             listed = ", ".join(there) or "none"
             message = f"no defense {defense!r} reports it; client.defenses has: {listed}."
             yield Problem("metric", message + nearest(defense, there))
-    elif needs_audit(expectation.metric):
-        if (unscored := not_audited(expectation, cell.scenario.audit)) is not None:
-            yield Problem(unscored[0] or "metric", unscored[1])
+    elif needs_audit(expectation.metric) and (
+        unscored := not_audited(expectation, cell.scenario.audit)
+    ):
+        yield Problem(unscored[0] or "metric", unscored[1])
 
 
 def _words(settings: Mapping[str, JsonValue]) -> str:

@@ -21,7 +21,13 @@ from fedleak.errors import CaptureError, ResourceError
 from fedleak.reporting import report, study_markdown, study_report
 from fedleak.reporting.study import read_study
 from fedleak.reporting.study.figures import figures
-from fedleak.reporting.study.tables import plus_minus, telling_keys, with_interval
+from fedleak.reporting.study.tables import (
+    pareto_front,
+    plus_minus,
+    telling_keys,
+    trades,
+    with_interval,
+)
 
 Build = Callable[..., Path]
 
@@ -339,3 +345,48 @@ def test_what_is_no_study_or_damaged(build: Build, tmp_path: Path) -> None:
     (place / "study.json").unlink()
     with pytest.raises(ResourceError, match="has no table yet; `fedleak report"):
         report(place)
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ({"a": (10.0, 0.9)}, ("a",)),
+        ({"a": (10.0, 0.9), "b": (5.0, 0.8), "c": (7.0, 0.7)}, ("b", "a")),
+        # As much accuracy for less leakage, less leakage for as much accuracy.
+        ({"a": (10.0, 0.9), "b": (5.0, 0.9), "c": (5.0, 0.8)}, ("b",)),
+        ({"a": (5.0, 0.9), "b": (5.0, 0.9), "c": (6.0, 0.9)}, ("a", "b")),
+        ({"a": (1.0, 0.1), "b": (2.0, 0.2), "c": (3.0, 0.3)}, ("a", "b", "c")),
+    ],
+)
+def test_the_pareto_front_is_what_nothing_beats(
+    points: dict[str, tuple[float, float]], front: tuple[str, ...]
+) -> None:
+    assert pareto_front(points) == front
+    # By its definition, pair by pair.
+    assert set(front) == {
+        name
+        for name, (leak, good) in points.items()
+        if not any(
+            less <= leak and more >= good and (less, more) != (leak, good)
+            for less, more in points.values()
+        )
+    }
+
+
+def test_a_study_of_defenses_draws_accuracy_against_leakage(build: Build) -> None:
+    defended = build(
+        psnr=[(40.0, None, None), (20.0, None, None), (30.0, None, None)],
+        accuracies=[[0.9], [0.8], [0.7]],
+        settings=lambda i: {"client.defenses.0.scale": str(i)},
+        repeats=1,
+    )
+    results = read_study(defended)
+    (trade,) = trades(results)
+    assert trade.leakage == "psnr"
+    assert [trade.points[name] for name in trade.front] == [(20.0, 0.8), (40.0, 0.9)]
+    (drawn,) = [f for f in figures(results) if "Pareto" in f.title]
+    assert "scale = 1; scale = 0" in drawn.alt
+
+
+def test_a_study_of_something_else_draws_none(build: Build) -> None:
+    assert trades(read_study(build(accuracies=[[0.9], [0.8]]))) == []

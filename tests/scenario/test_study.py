@@ -258,7 +258,7 @@ def test_accuracy_needs_no_attack_but_an_evaluation(tiny: Tiny) -> None:
 def test_what_clients_report_is_expected_of_defenses_that_are_there(tiny: Tiny) -> None:
     raw = expecting(tiny, metric="update-noise/epsilon")
     raw["audit"] = {}
-    raw["client"]["defenses"] = [{"kind": "update-noise", "clip": 1.0, "scale": 1.0}]
+    raw["client"] = {"defenses": [{"kind": "update-noise", "clip": 1.0, "scale": 1.0}]}
     assert len(load_study(raw).claims) == 6
     raw["client"]["defenses"] = [{"kind": "top-k"}]
     assert problems(raw)["expect.0.metric"] == (

@@ -11,11 +11,13 @@ from fedleak.reporting.results import Expectation
 from fedleak.reporting.study.results import StudyCell, StudyResults, Value
 from fedleak.reporting.study.tables import (
     Course,
+    Trade,
     courses,
     finite,
     metric_aggregates,
     place,
     telling_keys,
+    trades,
 )
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 MOST_SERIES = 10
 MOST_NAMES = 40
+UNIFORM = ("bytes-sent", "refused")
 _EXPECTED = {
     "==": ("D", "published"),
     ">=": ("^", "expected at least"),
@@ -41,16 +44,20 @@ class _Point:
 
 
 def figures(results: StudyResults) -> list[Figure]:
-    """The model over rounds; then one figure for each metric that has a finite value."""
+    """The model over rounds; what is left of accuracy at which leakage; then one figure for
+    each metric that has a finite value and is not the same everywhere."""
     drawn = [
         _draw(results, c.metric, "mean", "round", _by_round(results, c)) for c in courses(results)
     ]
     if len(results.cells) < 2:
         return drawn
+    drawn += [_draw_trade(results, trade) for trade in trades(results)]
     key = _axis(results)
     for metric, aggregate in metric_aggregates(results).items():
         series = _series(results, metric, aggregate, key)
-        if series:
+        means = {point.value.mean for points in series.values() for point in points}
+        # What clients sent, and whether they refused, is mostly the same in all cells.
+        if series and (len(means) > 1 or metric not in UNIFORM):
             drawn.append(_draw(results, metric, aggregate, key, series))
     return drawn
 
@@ -156,6 +163,35 @@ def _draw(
         source=made.source,
         alt=f"{title} over {over}; the values stand in the table below",
         left_out=len(series) - len(shown),
+    )
+
+
+def _draw_trade(results: StudyResults, trade: Trade) -> Figure:
+    """Accuracy over leakage: the better a cell, the further up and to the left."""
+    cells = {cell.name: cell for cell in results.cells}
+    with drawing() as made:
+        axes = made.axes
+        rest = [point for name, point in trade.points.items() if name not in trade.front]
+        if rest:
+            axes.plot(*zip(*rest, strict=True), "o", color="0.65", label="another is better")
+        front = [trade.points[name] for name in trade.front]
+        axes.plot(*zip(*front, strict=True), "o-", color="C0", label="Pareto front")
+        for name in trade.front:
+            axes.annotate(
+                place(results, cells[name]),
+                trade.points[name],
+                xytext=(4, -9),
+                textcoords="offset points",
+                fontsize="xx-small",
+            )
+        axes.set_xlabel(f"leakage: mean {trade.leakage} of the attack that finds most")
+        axes.set_ylabel("mean accuracy")
+    title = f"accuracy against {trade.leakage}"
+    named = "; ".join(place(results, cells[name]) for name in trade.front)
+    return Figure(
+        title=f"{title}, with the Pareto front",
+        source=made.source,
+        alt=f"{title}; no other cell is better in both than: {named}",
     )
 
 

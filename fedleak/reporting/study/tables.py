@@ -13,7 +13,11 @@ from fedleak.reporting.study.results import StudyCell, StudyResults, Value
 
 _MAIN = ("psnr", "ssim", "label-accuracy", "extraction-recall", "accuracy")
 """What is shown of a study that expects nothing in particular."""
-_LAST = ("loss", "seconds")
+_COSTS = ("bytes-sent", "train-seconds", "refused")
+"""What defenses cost, shown beside the main ones of a study of defenses, as epsilon is."""
+_LEAKAGE = ("psnr", "extraction-recall")
+_DEFENDED = ("client.defenses", "aggregation.")
+_LAST = ("loss", *_COSTS, "seconds")
 _MOST_DECIMALS = 4
 _WORST = 3
 
@@ -157,6 +161,9 @@ def columns(results: StudyResults) -> list[Column]:
         asked = [(name, "mean", None) for name in _MAIN if name in there] or [
             (name, "mean", None) for name in there
         ]
+        if any(key.startswith(_DEFENDED) for key in results.keys):
+            costs = [name for name in there if name.endswith("/epsilon") or name in _COSTS]
+            asked += [(name, "mean", None) for name in costs]
     measured = {(value.metric, value.aggregate, value.round) for value in results.values}
     return [
         Column(*key, head=in_words(results, *key))
@@ -323,6 +330,52 @@ def courses(results: StudyResults) -> list[Course]:
             rounds = sorted({number for found in cells.values() for number in found})
             return [Course(metric, tuple(rounds), cells)]
     return []
+
+
+@dataclass(frozen=True)
+class Trade:
+    """What cells leave of leakage, and what of accuracy.
+
+    Attributes:
+        leakage: A metric of which more means that more leaks.
+        points: By cell's name, mean leakage by the attack that finds most, and mean accuracy.
+        front: Cells than which no other is better in one and as good in the other, by leakage.
+    """
+
+    leakage: str
+    points: Mapping[str, tuple[float, float]]
+    front: tuple[str, ...]
+
+
+def trades(results: StudyResults) -> list[Trade]:
+    """Utility against privacy, where a study of defenses measured both."""
+    if not any(key.startswith(_DEFENDED) for key in results.keys):
+        return []
+
+    def means(metric: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for value in results.overall:
+            if (value.metric, value.aggregate) == (metric, "mean") and math.isfinite(value.mean):
+                found[value.cell] = max(value.mean, found.get(value.cell, -math.inf))
+        return found
+
+    accuracy, drawn = means("accuracy"), []
+    for metric in _LEAKAGE:
+        leakage = means(metric)
+        points = {name: (leakage[name], accuracy[name]) for name in leakage if name in accuracy}
+        if len(points) > 1:
+            drawn.append(Trade(metric, points, pareto_front(points)))
+    return drawn
+
+
+def pareto_front(points: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
+    """Names of the points that no other beats: none has less of the first and no less of the
+    second, or as much of the first and more of the second. By the first, ascending."""
+    front: list[str] = []
+    for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
+        if not front or points[name][1] > points[front[-1]][1] or points[name] == points[front[-1]]:
+            front.append(name)
+    return tuple(front)
 
 
 def finite(value: float | None) -> bool:
