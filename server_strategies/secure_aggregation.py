@@ -53,8 +53,8 @@ def summed(members: Sequence[Capture], aim: Capture) -> Capture:
             weight * np.subtract(m.received[name], m.sent[name], dtype=np.float64)
             for weight, m in zip(weights, members, strict=True)
         )
-        mean = np.asarray(sent + np.asarray(change) / sum(weights))
-        received[name] = mean.astype(sent.dtype)
+        mean = np.add(sent, np.asarray(change) / sum(weights), dtype=np.float64)
+        received[name] = np.asarray(mean).astype(sent.dtype)
     shared = set.intersection(*(set(m.metrics) for m in members))
     seconds = [m.seconds for m in members if m.seconds is not None]
     return Capture(

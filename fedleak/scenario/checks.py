@@ -36,8 +36,8 @@ def combinations(scenario: Scenario) -> Iterator[tuple[Problem, RestsOn]]:
         path = "aggregation.secure_aggregation"
         if group > federation.asked:
             message = f"groups of {group} clients, but {federation.asked} are asked each round"
-            rests_on = (path, "federation.clients_per_round", "federation.clients")
-            yield Problem(path, message), rests_on
+            asked = ("federation.clients_per_round", "federation.clients")
+            yield Problem(path, message), (path, *asked)
         if federation.engine == "deployment":
             message = "is simulated; the server of a deployment would see each client's update"
             yield Problem(path, message), (path, "federation.engine")

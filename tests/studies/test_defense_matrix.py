@@ -1,0 +1,52 @@
+"""The studies of papers: all can be read, and those of defenses run in a reduced form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedleak.reporting.study import read_study
+from fedleak.reporting.study.tables import columns, trades
+from fedleak.scenario import load_study
+from fedleak.studies import run_study
+
+PAPERS = Path(__file__).parents[2] / "scenarios" / "papers"
+
+
+@pytest.mark.parametrize("path", sorted(PAPERS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_study_is_valid(path: Path) -> None:
+    study = load_study(path)
+    assert study.name == path.stem
+    assert study.cells
+
+
+def test_the_defense_matrix_says_what_defenses_cost(tmp_path: Path) -> None:
+    noise = '{kind="update-noise", clip=1.0, scale=1.0}'
+    sparse = '{kind="top-k", fraction=0.1}'
+    study = load_study(
+        PAPERS / "defense-matrix.toml",
+        [
+            f'matrix=[{{"client.defenses"=[[], [{noise}], [{sparse}]]}}, '
+            '{"aggregation.secure_aggregation"=[2]}]',
+            "federation.rounds=1",
+            "federation.clients=2",
+            "audit.rounds=[1]",
+            'audit.attacks=[{kind="analytic"}]',
+        ],
+    )
+    results = read_study(run_study(study, directory=tmp_path / "study"))
+    assert results.count("done") == 4
+    heads = [column.metric for column in columns(results)]
+    assert heads == [
+        "psnr", "ssim", "label-accuracy", "extraction-recall", "accuracy",
+        "update-noise/epsilon", "bytes-sent", "train-seconds", "refused",
+    ]  # fmt: skip
+    means = {(v.cell, v.metric): v.mean for v in results.overall if v.aggregate == "mean"}
+    plain, noised, topped, _ = (cell.name for cell in results.cells)
+    # 784 x 128 + 128 + 128 x 10 + 10 entries, of which top-k sends a tenth at 8 bytes each.
+    assert means[topped, "bytes-sent"] == 8 * (10035 + 13 + 128 + 1)
+    assert means[plain, "bytes-sent"] > 4 * 101_770
+    assert means[noised, "update-noise/epsilon"] == pytest.approx(9.997, abs=1e-3)
+    assert means[noised, "extraction-recall"] == 0 < means[plain, "extraction-recall"]
+    assert {trade.leakage for trade in trades(results)} >= {"extraction-recall"}
