@@ -283,7 +283,7 @@ class Party(Component, ABC):
         *,
         quorum: float,
         roster: Roster,
-        secure_aggregation: int | None,
+        secure_aggregation: int | None = None,
     ) -> Strategy:
         """Put this central party around the federation's strategy.
 

@@ -36,7 +36,7 @@ class HonestButCuriousParty(Party):
         *,
         quorum: float,
         roster: Roster,
-        secure_aggregation: int | None,
+        secure_aggregation: int | None = None,
     ) -> Strategy:
         return HonestButCurious(
             inner, store, quorum=quorum, roster=roster, secure_aggregation=secure_aggregation

@@ -245,7 +245,7 @@ class TrapWeightsParty(Party):
         *,
         quorum: float,
         roster: Roster,
-        secure_aggregation: int | None,
+        secure_aggregation: int | None = None,
     ) -> Strategy:
         return TrapWeights(
             inner,

@@ -73,6 +73,10 @@ class Defense(Component, ABC):
 
     repeatable: ClassVar[bool] = False
     """Whether several of the kind may act in one client."""
+    draws_masks: ClassVar[bool] = False
+    """Whether, where it acts, each pass through the model gives something else."""
+    passes_again: ClassVar[bool] = False
+    """Whether it runs the model again in a step, which must give what training saw."""
 
     @abstractmethod
     def unsupported(

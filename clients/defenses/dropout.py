@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,6 +27,7 @@ class Dropout(Defense):
     """
 
     kind: Literal["dropout"] = "dropout"
+    draws_masks: ClassVar[bool] = True
     rate: float = Field(0.5, ge=0, lt=1, description="probability with which an input is left out")
     layers: tuple[str, ...] | None = Field(
         None, min_length=1, description="names of the dense layers to drop inputs of; default all"

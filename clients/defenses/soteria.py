@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -39,6 +39,7 @@ class Soteria(Defense):
     """
 
     kind: Literal["soteria"] = "soteria"
+    passes_again: ClassVar[bool] = True
     rate: float = Field(
         0.4, ge=0, lt=1, description="share of the layer's features that are zeroed, per sample"
     )

@@ -64,6 +64,14 @@ def combinations(scenario: Scenario) -> Iterator[tuple[Problem, RestsOn]]:
         if count > 1:
             message = f"{kind!r} stands there {count} times; a second one changes nothing"
             yield Problem("client.defenses", message), ("client.defenses",)
+    masked = [defense.kind for defense in client.defenses if defense.draws_masks]
+    for defense in client.defenses:
+        if masked and defense.passes_again:
+            message = (
+                f"{defense.kind!r} runs the model again in each step, where {masked[0]!r} draws "
+                "other masks: use one of them"
+            )
+            yield Problem("client.defenses", message), ("client.defenses",)
     kinds = [attack.kind for attack in audit.attacks]
     for kind, count in Counter(kinds).items():
         if count > 1:

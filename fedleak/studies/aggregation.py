@@ -412,7 +412,7 @@ def _troubles(runs: Iterable[_Run]) -> list[dict[str, Any]]:
 
 
 def _write_table(layout: StudyLayout, study: Study, rows: Sequence[Measured]) -> None:
-    if not needs_audit(expectation.metric):
+    settings = {cell.name: cell.settings for cell in study.cells}
     columns: dict[str, list[float] | list[str | None]] = {}
     for key in study.keys:
         values = [settings[row.cell].get(key) for row in rows]

@@ -107,24 +107,38 @@ def test_defenses_that_do_nothing_leave_a_run_bit_for_bit(tmp_path):
         {"kind": "gradient-pruning", "rate": 0.0},
         {"kind": "top-k", "fraction": 1.0},
         {"kind": "soteria", "rate": 0.0},
-        {"kind": "dropout", "rate": 0.0},
     )
     assert same(captured(idle, tmp_path / "idle"), plain)
+    undropped = defended({"kind": "dropout", "rate": 0.0})
+    assert same(captured(undropped, tmp_path / "undropped"), plain)
     noised = captured(defended({"kind": "update-noise", "scale": 0.1}), tmp_path / "noised")
     assert not same(noised, plain)
 
 
-def test_captures_and_metrics_are_the_same_on_ray(tmp_path):
-    scenario = defended(
-        {"kind": "soteria"},
-        {"kind": "weight-inspection"},
-        {"kind": "update-noise", "clip": 1.0, "scale": 0.5},
-        {"kind": "gradient-pruning"},
-        {"kind": "top-k", "error_feedback": True},
-        {"kind": "quantise"},
-        {"kind": "dropout"},
-    )
-    assert len(scenario.client.defenses) == len(DEFENSES)
+def test_what_runs_the_model_again_does_not_go_with_masks(refused):
+    message = refused("client.defenses", defended, {"kind": "dropout"}, {"kind": "soteria"})
+    assert message.startswith("'soteria' runs the model again in each step, where 'dropout' draws")
+
+
+TOGETHER = (
+    {"kind": "weight-inspection"},
+    {"kind": "update-noise", "clip": 1.0, "scale": 0.5},
+    {"kind": "gradient-pruning"},
+    {"kind": "top-k", "error_feedback": True},
+    {"kind": "quantise"},
+    {"kind": "withhold", "layers": ["fc2"]},
+)
+ALONE = ({"kind": "soteria"}, {"kind": "dropout"})
+
+
+def test_no_defense_is_left_out():
+    kinds = {defense.kind_name() for defense in DEFENSES}
+    assert {defense["kind"] for defense in (*TOGETHER, *ALONE)} == kinds
+
+
+@pytest.mark.parametrize("alone", ALONE, ids=lambda defense: defense["kind"])
+def test_captures_and_metrics_are_the_same_on_ray(tmp_path, alone):
+    scenario = defended(alone, *TOGETHER)
     mine = captured(scenario, tmp_path / "inline")
     ray = scenario.model_copy(
         update={"federation": scenario.federation.model_copy(update={"engine": "ray"})}
