@@ -45,6 +45,7 @@ def local_round(
     sent = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     with reproducible(derive(turn.seed, "training", client=turn.client, round=turn.round)):
         metrics = received(defenses, model, turn)
+        model.to(device)
         with acting(defenses, model, turn, metrics) as act:
             metrics["train_loss"] = train(model, dataset, batches, turn.facts, device, act)
         metrics |= released(defenses, model.cpu(), sent, turn)

@@ -24,14 +24,15 @@ def train(
     Args:
         model: Holds the parameters received; afterwards those to send back.
         dataset: Where the batches' indices point.
-        batches: Samples of each step, in order.
+        batches: Samples of each step, in order; of a sampled one perhaps none.
         facts: Learning rate, momentum, weight decay, proximal term, mode.
         device: Where to compute.
         act: Called in each step with inputs and labels, when the parameters hold the
             gradient of the loss and the optimiser has not taken it yet (see `acting`).
 
     Returns:
-        Mean cross-entropy over the samples of all steps, each before its step.
+        Mean cross-entropy over the samples of all steps, each before its step; 0 where no
+        step had any.
     """
     model.to(device).train(facts.train_mode)
     # Only the proximal term looks back at them.
@@ -46,16 +47,20 @@ def train(
     for batch in batches:
         inputs = torch.from_numpy(dataset.samples(batch)).to(device)
         labels = torch.from_numpy(dataset.labels[batch]).to(device)
-        loss = functional.cross_entropy(model(inputs), labels)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        if len(batch):
+            loss = functional.cross_entropy(model(inputs), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach()) * len(batch)
+        else:  # a Poisson sample of nobody
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
         act(inputs, labels)
         if facts.proximal_mu:
             _add_proximal_term(model, received, facts.proximal_mu)
         optimiser.step()
-        total += float(loss.detach()) * len(batch)
         count += len(batch)
-    return total / count
+    return total / count if count else 0.0
 
 
 def _add_proximal_term(model: nn.Module, received: Sequence[Tensor], mu: float) -> None:

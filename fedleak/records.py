@@ -127,7 +127,8 @@ class TrainingFacts:
     Attributes:
         lr: Learning rate of local SGD, > 0.
         steps: Optimiser steps taken, >= 1. One step makes the update a gradient.
-        batch_size: Samples per step, >= 1.
+        batch_size: Samples per step, >= 1; expected ones where each step samples its batch
+            anew (DP-SGD), which does not disclose how many they were.
         examples: Samples the client holds and draws its batches from, >= 1.
         momentum: SGD momentum, >= 0. Its buffer starts at zero every round.
         weight_decay: L2 penalty that SGD adds to the gradient, >= 0.

@@ -12,6 +12,7 @@ from clients.defenses.defense import (
     received,
     released,
 )
+from clients.defenses.dp_sgd import DpSgd
 from clients.defenses.dropout import Dropout
 from clients.defenses.eigen_noise import EigenNoise
 from clients.defenses.gradient_pruning import GradientPruning
@@ -23,6 +24,7 @@ from clients.defenses.weight_inspection import WeightInspection
 from clients.defenses.withhold import Withhold
 
 DEFENSES: tuple[type[Defense], ...] = (
+    DpSgd,
     Dropout,
     EigenNoise,
     GradientPruning,
@@ -37,6 +39,7 @@ DEFENSES: tuple[type[Defense], ...] = (
 __all__ = [
     "DEFENSES",
     "Defense",
+    "DpSgd",
     "Dropout",
     "EigenNoise",
     "GradientPruning",

@@ -77,6 +77,15 @@ class Defense(Component, ABC):
     """Whether, where it acts, each pass through the model gives something else."""
     passes_again: ClassVar[bool] = False
     """Whether it runs the model again in a step, which must give what training saw."""
+    makes_gradients: ClassVar[bool] = False
+    """Whether it makes gradients, or what it adds to them, from the batch's samples, whatever
+    others made of them: at most one such may act in a client."""
+
+    @property
+    def poisson(self) -> bool:
+        """Whether batches are to be Poisson samples; else they are consecutive parts of
+        shuffled epochs."""
+        return False
 
     @abstractmethod
     def unsupported(
@@ -120,8 +129,8 @@ class Defense(Component, ABC):
         model is run hands on ``functools.partial(self.step, model, turn=turn)`` as this does.
 
         Args:
-            model: Holds the parameters received. What is done to it is undone on leaving,
-                training itself apart.
+            model: Holds the parameters received, on the device of training. What is done to
+                it is undone on leaving, training itself apart.
             turn: The round.
 
         Yields:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -30,6 +30,7 @@ class EigenNoise(Defense):
     """
 
     kind: Literal["eigen-noise"] = "eigen-noise"
+    makes_gradients: ClassVar[bool] = True
     place: float = Field(
         0.0,
         ge=0,

@@ -39,6 +39,7 @@ class Soteria(Defense):
     """
 
     kind: Literal["soteria"] = "soteria"
+    makes_gradients: ClassVar[bool] = True
     passes_again: ClassVar[bool] = True
     rate: float = Field(
         0.4, ge=0, lt=1, description="share of the layer's features that are zeroed, per sample"

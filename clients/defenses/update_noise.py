@@ -13,10 +13,8 @@ from torch import nn
 
 from clients.defenses.defense import Defense, Metrics, Turn, Update
 from clients.defenses.protected import no_such_layer, protected
+from fedleak.privacy import gaussian_epsilon
 from fedleak.records import TrainingFacts
-
-_ROUNDED = 1e4
-"""Ratio of sensitivity to noise above which the exact epsilon is lost to rounding."""
 
 
 class UpdateNoise(Defense):
@@ -123,32 +121,6 @@ class UpdateNoise(Defense):
         if self.distribution == "laplace":
             return rounds * 2 * self.clip * math.sqrt(entries) / self.scale
         return gaussian_epsilon(math.sqrt(rounds) * 2 * self.clip / self.scale, self.delta)
-
-
-def gaussian_epsilon(ratio: float, delta: float) -> float:
-    """Least epsilon of the Gaussian mechanism (Balle and Wang 2018, Theorem 8).
-
-    Where next to nothing is hidden a bound takes its place, above it by less than 0.1 %.
-
-    Args:
-        ratio: Sensitivity over standard deviation, > 0.
-        delta: In (0, 1).
-    """
-    # A looser bound that holds for every Gaussian mechanism (Bun and Steinke 2016).
-    most = ratio**2 / 2 + ratio * math.sqrt(2 * math.log(1 / delta))
-    if ratio > _ROUNDED:
-        return most
-    # scipy takes a while to import.
-    from scipy.optimize import brentq
-    from scipy.special import log_ndtr, ndtr
-
-    def above(epsilon: float) -> float:
-        far = math.exp(epsilon + float(log_ndtr(-ratio / 2 - epsilon / ratio)))
-        return float(ndtr(ratio / 2 - epsilon / ratio)) - far - delta
-
-    if above(0.0) <= 0:
-        return 0.0
-    return float(brentq(above, 0.0, most))
 
 
 def _norm(update: Update, names: list[str]) -> float:

@@ -161,7 +161,8 @@ def _measured(
     progress: Progress | None,
 ) -> Outcome:
     """Compute one measure of one capture; unlike an attack it may look at the truth."""
-    observation = observe(store.load(cell.round, cell.client), subject, device)
+    capture = store.load(cell.round, cell.client)
+    observation = observe(capture, subject, device)
     evidence = Evidence(
         observation=observation,
         truth=subject.truth(cell.round, cell.client),
@@ -173,6 +174,7 @@ def _measured(
         progress=(lambda step, total: None)
         if progress is None
         else lambda step, total: progress(step, total, math.nan),
+        reported=capture.metrics,
     )
     missing = sorted(need for need in measure.needs if getattr(evidence, need) is None)
     if missing:

@@ -36,7 +36,8 @@ class Subject:
         input_shape: ``*input`` of one sample.
         classes: Number of classes.
         seed: Fixes the attacks' random draws.
-        truth: Gives a client's samples in a round, or None where nobody knows them.
+        truth: Gives a client's samples in a round, or None where nobody knows them or, in
+            batches that are sampled, there were none.
             Scoring calls it, and measures that need it; no attack is given it.
         facts: Training facts that take precedence over a capture's.
         assumptions: What the user stated of a foreign app, by name; reconstructions
@@ -74,7 +75,8 @@ def subject_of_scenario(scenario: Scenario, took_part: Participants | None = Non
         partition = partition_of(client)
         if partition is None or (took_part and client not in took_part.opted_in):
             return None
-        return prepared.truth(partition, round)
+        truth = prepared.truth(partition, round)
+        return truth if len(truth.labels) else None
 
     return Subject(
         model=prepared.model(),

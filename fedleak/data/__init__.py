@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedleak.data.batches import batch_sizes, batches, client_split
+from fedleak.data.batches import batch_sizes, batches, client_split, poisson_batches
 from fedleak.data.custom import CustomSource
 from fedleak.data.digits import Digits
 from fedleak.data.image_folder import ImageFolder
@@ -51,4 +51,5 @@ __all__ = [
     "batch_sizes",
     "batches",
     "client_split",
+    "poisson_batches",
 ]

@@ -50,6 +50,27 @@ def batches(
     return chosen
 
 
+def poisson_batches(
+    examples: int, batch_size: int, steps: int, rng: np.random.Generator
+) -> list[Indices]:
+    """Batches in which each sample is with the same probability, by itself.
+
+    That is what amplification of privacy by sampling supposes. Sizes vary, around
+    ``batch_size`` where there are as many samples; a batch may be empty.
+
+    Args:
+        examples: Samples the client trains on, >= 1.
+        batch_size: Expected samples per step, >= 1. Where there are fewer, all are in each batch.
+        steps: Number of batches wanted.
+        rng: The client's and round's stream.
+
+    Returns:
+        One array of positions in ``0..examples-1`` per step, ascending.
+    """
+    rate = batch_size / examples
+    return [np.flatnonzero(rng.random(examples) < rate).astype(np.int64) for _ in range(steps)]
+
+
 def batch_sizes(examples: int, batch_size: int, steps: int) -> list[int]:
     """Sizes of the first ``steps`` batches that `batches` gives.
 

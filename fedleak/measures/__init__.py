@@ -3,6 +3,7 @@ capture or an update gives away), each in its own file."""
 
 from __future__ import annotations
 
+from fedleak.measures.empirical_epsilon import EmpiricalEpsilon
 from fedleak.measures.extraction import EXTRACTION_SCORES, ExtractionScore, extraction
 from fedleak.measures.inversion_influence import InversionInfluence
 from fedleak.measures.jacobian_sensitivity import JacobianSensitivity
@@ -29,6 +30,7 @@ MEASURES: tuple[type[Measure], ...] = (
     RepresentationLeakage,
     UsableLatent,
     UsableOriginal,
+    EmpiricalEpsilon,
 )
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "SAMPLE_SCORES",
     "SCORES",
     "SSIM",
+    "EmpiricalEpsilon",
     "Evidence",
     "ExtractionScore",
     "InputScore",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from fedleak.records import DataSplits, Observation, TrainingFacts, Truth
 Release = Callable[[Truth, int], Mapping[str, Tensor]]
 """Takes samples and a seed; gives the update, ``(sent - released) / lr`` by parameter, that
 the client would have released in this round had it trained on them: one local step on all of
-them, then its defenses, with their randomness drawn from the seed."""
+them, or on none, then its defenses, with their randomness drawn from the seed."""
 Progress = Callable[[int, int], None]
 """Told a step of a measure and their total."""
 
@@ -36,6 +36,7 @@ class Evidence:
         release: What the client would release of other samples; None likewise.
         seed: Fixes the measure's random draws.
         progress: Told now and then how far the measure is.
+        reported: Numbers that the client reported of the round, by name.
     """
 
     observation: Observation
@@ -44,6 +45,7 @@ class Evidence:
     release: Release | None
     seed: int
     progress: Progress = lambda step, total: None
+    reported: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

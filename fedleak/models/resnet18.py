@@ -15,8 +15,8 @@ class ResNet18(Architecture):
     """torchvision's ResNet-18 with random weights (He et al. 2016).
 
     The small-image stem replaces the 7x7 convolution of stride 2 and the max-pooling by
-    one 3x3 convolution of stride 1. ReLUs are not in place, so that second derivatives
-    and ``vmap`` work.
+    one 3x3 convolution of stride 1. ReLUs and sums are not in place, so that second
+    derivatives, ``vmap`` and hooks work.
     """
 
     kind: Literal["resnet18"] = "resnet18"
@@ -35,13 +35,15 @@ class ResNet18(Architecture):
 
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
         """Make the network for images of any size."""
-        from torchvision.models import resnet18
+        from torchvision.models import ResNet
+
+        from fedleak.models.residual import Block
 
         channels, height, width = image_shape(input_shape, self.kind)
         norm: Any = (
             nn.BatchNorm2d if self.norm == "batch" else functools.partial(nn.GroupNorm, self.groups)
         )
-        model: nn.Module = resnet18(weights=None, num_classes=classes, norm_layer=norm)
+        model: nn.Module = ResNet(Block, [2, 2, 2, 2], num_classes=classes, norm_layer=norm)
         small = max(height, width) <= 64 if self.small_stem is None else self.small_stem
         if small:
             stem = nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False)

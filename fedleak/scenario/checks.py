@@ -72,6 +72,13 @@ def combinations(scenario: Scenario) -> Iterator[tuple[Problem, RestsOn]]:
                 "other masks: use one of them"
             )
             yield Problem("client.defenses", message), ("client.defenses",)
+    making = [defense.kind for defense in client.defenses if defense.makes_gradients]
+    if len(set(making)) > 1:
+        message = (
+            f"{' and '.join(making)} each make gradients from the samples, so one would undo what "
+            "the other does; keep one of them"
+        )
+        yield Problem("client.defenses", message), ("client.defenses",)
     kinds = [attack.kind for attack in audit.attacks]
     for kind, count in Counter(kinds).items():
         if count > 1:

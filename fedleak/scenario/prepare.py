@@ -19,7 +19,7 @@ from torch import nn
 from clients.defenses import Defense
 from fedleak.attacks import Attack
 from fedleak.components import Component
-from fedleak.data.batches import batches, client_split
+from fedleak.data.batches import batches, client_split, poisson_batches
 from fedleak.errors import Problem, ScenarioError
 from fedleak.measures import Measure
 from fedleak.models import DROPOUT_NOTE, Architecture, Init, build, has_dropout
@@ -100,16 +100,22 @@ class Prepared:
         )
 
     def batches(self, client: int, round: int) -> list[Indices]:
-        """The samples of each local step of a client in a round, in order."""
+        """The samples of each local step of a client in a round, in order.
+
+        Where a defense asks for Poisson samples there are as many steps as without it.
+        """
         train, _ = self.local(client)
         settings = self.scenario.client
+        rng = stream(self.scenario.seed, "batches", client=client, round=round)
         steps = batches(
             len(train),
             settings.batch_size,
             steps=settings.steps,
             epochs=settings.local_epochs,
-            rng=stream(self.scenario.seed, "batches", client=client, round=round),
+            rng=rng,
         )
+        if any(defense.poisson for defense in settings.defenses):
+            steps = poisson_batches(len(train), settings.batch_size, len(steps), rng)
         return [train[step] for step in steps]
 
     def facts(self, client: int, round: int, proximal_mu: float = 0.0) -> TrainingFacts:

@@ -111,8 +111,15 @@ def test_defenses_that_do_nothing_leave_a_run_bit_for_bit(tmp_path):
     assert same(captured(idle, tmp_path / "idle"), plain)
     undropped = defended({"kind": "dropout", "rate": 0.0})
     assert same(captured(undropped, tmp_path / "undropped"), plain)
+    idle = {"kind": "dp-sgd", "clipping": "none", "noise_multiplier": 0.0, "sampling": "shuffle"}
+    assert same(captured(defended(idle), tmp_path / "none"), plain)
     noised = captured(defended({"kind": "update-noise", "scale": 0.1}), tmp_path / "noised")
     assert not same(noised, plain)
+
+
+def test_only_one_defense_makes_gradients_anew(refused):
+    text = refused("client.defenses", defended, {"kind": "dp-sgd"}, {"kind": "soteria"})
+    assert text.startswith("dp-sgd and soteria each make gradients")
 
 
 def test_what_runs_the_model_again_does_not_go_with_masks(refused):
@@ -128,7 +135,11 @@ TOGETHER = (
     {"kind": "quantise"},
     {"kind": "withhold", "layers": ["fc2"]},
 )
-ALONE = ({"kind": "soteria"}, {"kind": "dropout"})
+ALONE = (
+    {"kind": "soteria"},
+    {"kind": "dropout"},
+    {"kind": "dp-sgd", "clipping": "adaptive", "delta": 1e-4},
+)
 
 
 def test_no_defense_is_left_out():

@@ -88,3 +88,17 @@ def test_eval_mode_leaves_batch_norm_statistics_alone(dataset):
     train(model, dataset, [np.arange(12)], facts, CPU)
     assert torch.equal(model[2].running_mean, torch.zeros(5))
     assert int(model[2].num_batches_tracked) == 0
+
+
+def test_a_batch_of_nobody_moves_nothing_but_what_pulls_weights(dataset):
+    facts = TrainingFacts(lr=0.1, steps=2, batch_size=4, examples=12, weight_decay=0.05)
+    nobody = np.array([], dtype=np.int64)
+    model, alone = network(), network()
+    loss = train(model, dataset, [nobody, np.arange(4)], facts, CPU)
+    with torch.no_grad():
+        for weight in alone.parameters():
+            weight.mul_(1 - 0.1 * 0.05)
+    assert loss == pytest.approx(train(alone, dataset, [np.arange(4)], facts, CPU))
+    for trained, expected in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(trained, expected)
+    assert train(model, dataset, [nobody], facts, CPU) == 0.0

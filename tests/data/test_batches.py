@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from fedleak.data import batch_sizes, batches, client_split
+from fedleak.data import batch_sizes, batches, client_split, poisson_batches
 
 counts = st.integers(1, 60)
 
@@ -79,3 +80,24 @@ def test_client_split_is_random() -> None:
     _, held = client_split(np.arange(100), 0.3, rng())
     assert not np.array_equal(held, np.arange(30))
     assert not np.array_equal(held, np.arange(70, 100))
+
+
+def test_poisson_batches_have_each_sample_by_itself() -> None:
+    """Each of the tests fails for a correct sampler with probability 1e-6."""
+    chosen = poisson_batches(50, 10, 4000, rng())
+    there = np.zeros((4000, 50))
+    for row, batch in zip(there, chosen, strict=True):
+        row[batch] = 1
+        assert np.all(np.diff(batch) > 0)
+    assert chosen[0].dtype == np.int64
+    # Each sample is in a fifth of the batches, and sizes vary as those of coin tosses do.
+    low, high = stats.binom(4000, 0.2).ppf([1e-8, 1 - 1e-8])
+    assert np.all((low <= there.sum(0)) & (there.sum(0) <= high))
+    sizes = there.sum(1)
+    statistic = np.square((sizes - 10) / np.sqrt(50 * 0.2 * 0.8)).sum()
+    low, high = stats.chi2(4000).interval(1 - 1e-6)
+    assert low * 0.99 < statistic < high * 1.01
+
+
+def test_poisson_batches_hold_all_where_there_are_few() -> None:
+    assert [batch.tolist() for batch in poisson_batches(3, 8, 2, rng())] == [[0, 1, 2]] * 2
