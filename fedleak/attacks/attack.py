@@ -52,6 +52,10 @@ class Attack(Component):
         """Observations that are worth attacking together, >= 1."""
         return 1
 
+    def candidates(self, observations: int) -> int:
+        """Candidates evaluated at a time, at most, for so many observations together, >= 1."""
+        return 1
+
     def reconstruct_each(
         self,
         observations: Sequence[Observation],

@@ -385,6 +385,10 @@ class OptimisationAttack(Attack):
         # A time budget is one observation's own.
         return 1 if self.budget is not None else math.ceil(_FULL / self.restarts)
 
+    def candidates(self, observations: int) -> int:
+        together = observations * self.restarts
+        return together if self.chunk is None else min(together, self.chunk)
+
     def reconstruct(
         self, observation: Observation, seed: int, progress: Progress | None = None
     ) -> Reconstruction:

@@ -18,6 +18,7 @@ import torch
 from fedleak.attacks import Attack
 from fedleak.attacks import Progress as AttackProgress
 from fedleak.auditor.cells import Cell, Outcome, record_failure, run_cells
+from fedleak.auditor.gpu_shares import actor_need, gpu_share
 from fedleak.auditor.subject import Subject
 from fedleak.captures import CaptureStore
 from fedleak.errors import ResourceError
@@ -125,7 +126,7 @@ def _on_ray(
     if not cells:
         return
     with _session(settings) as ray:
-        gpus = _gpus_per_actor(ray, settings)
+        gpus = _gpus_per_actor(ray, cells, store, subject, settings)
         # One CPU and one thread each: attacks compute on one thread (see `reproducible`).
         actor_class = ray.remote(num_cpus=1, num_gpus=gpus)(_Worker)
         # Ray shows an actor its own GPUs only, or logical ones where there is none.
@@ -197,10 +198,20 @@ def _session(settings: Audit) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _gpus_per_actor(ray: Any, settings: Audit) -> float:
-    available = float(ray.cluster_resources().get("GPU", 0.0))
+def _gpus_per_actor(
+    ray: Any, cells: Sequence[Cell], store: CaptureStore, subject: Subject, settings: Audit
+) -> float:
+    """As asked for; else a share that the memory allows, where it can be looked up."""
+    resources = ray.cluster_resources()
+    available = float(resources.get("GPU", 0.0))
     if settings.gpus_per_actor is None:
-        return min(1.0, available)
+        memory = _gpu_memory() if settings.address is None else None
+        gpus = int(available)
+        if memory is None or gpus == 0:
+            return min(1.0, available)
+        groups = list(_groups(cells, gpus))
+        most = min(len(groups), int(resources["CPU"]), settings.actors or len(groups))
+        return gpu_share(memory, actor_need(groups, store, subject), gpus, most)
     if settings.gpus_per_actor > available:
         raise ResourceError(
             f"audit.gpus_per_actor is {settings.gpus_per_actor:g}, the Ray session has "
@@ -209,9 +220,19 @@ def _gpus_per_actor(ray: Any, settings: Audit) -> float:
     return settings.gpus_per_actor
 
 
+def _gpu_memory() -> int | None:
+    """Bytes of this machine's smallest GPU; None without CUDA."""
+    if not torch.cuda.is_available():
+        return None
+    devices = range(torch.cuda.device_count())
+    return min(torch.cuda.get_device_properties(index).total_memory for index in devices)
+
+
 def _pool_size(ray: Any, settings: Audit, gpus: float) -> int:
     resources = ray.cluster_resources()
     room = int(resources["CPU"])
     if gpus:
-        room = min(room, int(resources["GPU"] / gpus + 1e-9))
+        # An actor's share is one of a single GPU.
+        per_unit = int(max(1.0, gpus) / gpus + 1e-9)
+        room = min(room, per_unit * int(resources["GPU"] / max(1.0, gpus)))
     return min(settings.actors or room, room)

@@ -27,7 +27,7 @@ _HOPELESS = 4.0
 """A way this much slower than its rival with few candidates is not tried with more."""
 _SECONDS = 1.0
 """An evaluation that takes longer is not tried with more candidates."""
-_SHARE = 0.5
+SHARE = 0.5
 """Part of the available memory that candidates may take."""
 _SAME = 1e-2
 """Relative difference up to which two ways agree; TF32 convolutions differ by 1e-3."""
@@ -146,10 +146,16 @@ def fitting(work: Callable[[], object], device: torch.device) -> int:
         cached = torch.cuda.memory_reserved(device) - before
         available = torch.cuda.mem_get_info(device)[0] + cached
     else:
-        with _Allocations() as allocations:
-            work()
-        taken, available = allocations.bytes, _available_memory()
-    return int(_SHARE * available / max(taken, 1))
+        taken, available = allocated(work), _available_memory()
+    return int(SHARE * available / max(taken, 1))
+
+
+def allocated(work: Callable[[], object]) -> int:
+    """Bytes that the operations of some work on the CPU allocate: more than it ever holds."""
+    allocations = _Allocations()
+    with allocations:
+        work()
+    return allocations.bytes
 
 
 class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from fedleak.errors import nearest
-from fedleak.gradients.batching import PLANS, Evaluate, choose, fitting
+from fedleak.gradients.batching import PLANS, Evaluate, allocated, choose, fitting
 from fedleak.gradients.checkpointing import recomputed
 from fedleak.gradients.derivatives import BatchedMap, Update
 from fedleak.gradients.explicit import ExplicitGradients, Loss
@@ -150,15 +150,31 @@ class UpdateMap(BatchedMap):
 
     def _graph_fits(self, inputs: Tensor, labels: Tensor) -> bool:
         """Whether one candidate's unrolled steps fit into memory, by what the first takes."""
-        batch = self._batches[0]
-
-        def work() -> None:
-            variable = inputs[0, batch].detach().requires_grad_()
-            found = self._gradient(self._trained, self._parameters, variable, labels[0, batch])
-            squares = torch.stack([value.square().sum() for value in found.values()])
-            torch.autograd.grad(squares.sum(), variable)
-
+        work = partial(self._differentiate_step, inputs, labels)
         return fitting(work, inputs.device) >= self.facts.steps
+
+    def footprint(self, inputs: Tensor, labels: Tensor) -> int:
+        """Bytes that one candidate's value and gradient take at most, graphs included.
+
+        On the CPU; what operations there allocate is added up, over all local steps.
+
+        Args:
+            inputs: ``(R, b, *input)`` of which only shape and type matter.
+            labels: ``(R, b)`` or ``(R, b, K)``.
+
+        Raises:
+            RuntimeError: The update cannot be differentiated in such inputs.
+        """
+        work = partial(self._differentiate_step, inputs, labels)
+        return self.facts.steps * allocated(work)
+
+    def _differentiate_step(self, inputs: Tensor, labels: Tensor) -> None:
+        """The first local step of the first candidate, as attacks evaluate it."""
+        batch = self._batches[0]
+        variable = inputs[0, batch].detach().requires_grad_()
+        found = self._gradient(self._trained, self._parameters, variable, labels[0, batch])
+        squares = torch.stack([value.square().sum() for value in found.values()])
+        torch.autograd.grad(squares.sum(), variable)
 
     def __call__(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The updates of ``R`` candidates."""

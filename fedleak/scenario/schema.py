@@ -135,7 +135,8 @@ class Audit(Section):
         None,
         ge=0,
         le=64,
-        description="GPUs, or a share of one, per actor; default 1 if any",
+        description="GPUs, or a share of one, per actor; default the share by which as many "
+        "actors as its memory holds use a GPU, 1 on an existing cluster",
     )
     address: str | None = Field(
         None, description="an existing Ray cluster; default a session of the auditor's own"

@@ -11,9 +11,14 @@ import torch
 
 from fedleak import audit, load_scenario, run
 from fedleak.attacks import Attack
+from fedleak.auditor import executors
+from fedleak.auditor.auditing import _plan
 from fedleak.auditor.cells import finished
-from fedleak.captures import RunLayout
+from fedleak.auditor.gpu_shares import actor_need, gpu_share
+from fedleak.auditor.subject import subject_of_scenario
+from fedleak.captures import CaptureStore, RunLayout
 from fedleak.errors import ResourceError
+from fedleak.private_ray import seclude_ray
 from fedleak.records import Reconstruction
 from fedleak.scenario import Audit
 
@@ -69,8 +74,9 @@ def audited(tmp_path_factory):
 
 def test_actors_give_the_outcomes_of_this_process(audited):
     inline, rows, pool, theirs = audited
-    # Four scores of the sample for each attack, four of the extraction as a whole.
-    assert len(rows) == 2 * 3 * (2 * 4 + 4)
+    # Four scores of the sample for each attack, four of the extraction as a whole, two of
+    # the leakage budget of what was released.
+    assert len(rows) == 2 * 3 * (2 * 4 + 4 + 2)
     assert [row["value"] for row in rows] == pytest.approx(
         [row["value"] for row in theirs], nan_ok=True, abs=0
     )
@@ -81,8 +87,6 @@ def test_actors_give_the_outcomes_of_this_process(audited):
 @pytest.mark.parametrize(("deaths", "status"), [(1, "done"), (2, "failed")])
 def test_a_cell_whose_worker_dies_is_tried_once_more(audited, tmp_path, deaths, status):
     from fedleak.auditor.observe import observe
-    from fedleak.auditor.subject import subject_of_scenario
-    from fedleak.captures import CaptureStore
 
     directory = audited[0]
     capture = CaptureStore(directory).load(1, "client-001")
@@ -117,19 +121,70 @@ def test_more_gpus_than_there_are_is_refused_before_anything_runs(audited):
         )
 
 
+class Cluster:
+    """Two GPUs and six CPUs; logical ones, as Ray books them where there are none."""
+
+    @staticmethod
+    def cluster_resources():
+        return {"CPU": 6.0, "GPU": 2.0}
+
+
 @pytest.mark.parametrize(
-    ("asked", "gpus_per_actor", "size"), [(None, 0.5, 4), (None, 1.0, 2), (3, 0.5, 3), (9, 0.25, 6)]
+    ("asked", "gpus_per_actor", "size"),
+    [(None, 0.5, 4), (None, 1.0, 2), (None, 2.0, 1), (3, 0.5, 3), (9, 0.25, 6), (None, 0.4, 4)],
 )
 def test_the_pool_fits_the_gpus(asked, gpus_per_actor, size):
-    """Two GPUs and six CPUs; logical ones, as Ray books them where there are none."""
-    from fedleak.auditor import executors
-
-    class Cluster:
-        @staticmethod
-        def cluster_resources():
-            return {"CPU": 6.0, "GPU": 2.0}
-
     settings = Audit(executor="ray", actors=asked, gpus_per_actor=gpus_per_actor)
-    gpus = executors._gpus_per_actor(Cluster, settings)
+    gpus = executors._gpus_per_actor(Cluster, [], None, None, settings)
     assert gpus == gpus_per_actor
     assert executors._pool_size(Cluster, settings, gpus) == size
+
+
+def asked_cells(directory):
+    """What an audit of the scenario would run: two tasks on three clients in two rounds."""
+    store, subject = CaptureStore(directory), subject_of_scenario(load_scenario(SCENARIO))
+    return _plan(store, load_scenario(SCENARIO), subject), store, subject
+
+
+def test_actors_share_a_gpu_as_memory_cpus_and_groups_allow(audited, monkeypatch):
+    cells, store, subject = asked_cells(audited[0])
+    assert len(cells) == 12
+    need = actor_need([[cell] for cell in cells], store, subject)
+
+    def share(memory, **settings):
+        monkeypatch.setattr(executors, "_gpu_memory", lambda: memory)
+        audit = Audit(executor="ray", **settings)
+        return executors._gpus_per_actor(Cluster, cells, store, subject, audit)
+
+    # Three updates of a round are one batch for the analytic attack's six groups and for
+    # gs, on two GPUs, two a round: more groups than CPUs, of which there are three per GPU.
+    assert share(100 * need) == 0.3333
+    assert share(2.5 * need) == 0.5
+    assert share(0.5 * need) == 1.0
+    assert share(100 * need, actors=4) == 0.5
+    assert share(100 * need, actors=1) == 1.0
+    # Nobody can look there from here, or there is nothing to look at.
+    assert share(100 * need, address="10.0.0.1:6379") == 1.0
+    assert share(None) == 1.0
+
+
+def test_actors_with_a_share_of_a_logical_gpu_run_side_by_side(audited, monkeypatch):
+    """As many start as the share promises: a sum of shares above one GPU would wait forever."""
+    import ray
+
+    share = gpu_share(memory=100.0, need=1.0, gpus=1, most=6)
+    seclude_ray()
+    ray.init(address="local", num_cpus=6, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        cluster_size = executors._pool_size(ray, Audit(executor="ray"), share)
+        assert cluster_size == 6
+        actor = ray.remote(num_cpus=0, num_gpus=share)(Present)
+        started = [actor.remote() for _ in range(cluster_size)]
+        assert ray.get([one.here.remote() for one in started], timeout=120) == [True] * 6
+    finally:
+        ray.shutdown()
+
+
+class Present:
+    def here(self):
+        return True

@@ -484,3 +484,22 @@ def test_steps_are_checkpointed_where_their_graph_does_not_fit(
     monkeypatch.setattr(unrolled, "fitting", lambda work, device: work() or 4)
     assert update_map(model, facts(steps=5)).plan(inputs, LABELS) == Plan("checkpoint", 1)
     assert update_map(model, facts(steps=4)).plan(inputs, LABELS).batching != "checkpoint"
+
+
+def test_footprint_is_more_than_autograd_keeps_and_grows_with_the_steps(inputs: Tensor) -> None:
+    torch.manual_seed(0)
+    model = NETWORKS["dense"]().double()
+    one, four = (update_map(model, facts(steps=count)) for count in (1, 4))
+    kept = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    variable = inputs[:1].clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = functional.cross_entropy(model(variable[0]), LABELS[0])
+        torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+    assert 0 < kept < one.footprint(inputs, LABELS)
+    assert four.footprint(inputs, LABELS) == 4 * one.footprint(inputs, LABELS)
