@@ -228,11 +228,11 @@ def _epsilon(accountant: str, history: History, delta: float) -> float:
         # It says where more orders would give a lower epsilon; this one holds as well.
         warnings.filterwarnings("ignore", message="Optimal order is the")
         epsilon = float(bound.get_epsilon(delta))
-    if accountant == "rdp" or epsilon > _HOPELESS:
-        return epsilon
-    tight = PRVAccountant()
-    tight.history = list(history)
-    return float(tight.get_epsilon(delta))
+        if accountant == "rdp" or epsilon > _HOPELESS:
+            return epsilon
+        tight = PRVAccountant()
+        tight.history = list(history)
+        return float(tight.get_epsilon(delta))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedleak.reporting import text
 from fedleak.reporting.drawing import Figure, drawing
 from fedleak.reporting.results import Measured, Results
 
@@ -103,6 +104,26 @@ def headlines(rows: Sequence[MeasuredRow]) -> list[Headline]:
     return [
         Headline(max(group, key=lambda row: row.value), tuple(group)) for group in groups.values()
     ]
+
+
+def refuted(results: Results) -> list[str]:
+    """Claims of differential privacy that an audit of epsilon refutes, a sentence each."""
+    found: dict[str, dict[str, float]] = {}
+    for value in results.measured:
+        found.setdefault(value.cell, {})[value.metric] = value.value
+    cells = {cell.cell: cell for cell in results.measures}
+    said = []
+    for name, values in found.items():
+        claimed = values.get("claimed-epsilon")
+        bounds = [values.get(m, 0.0) for m in ("empirical-epsilon", "empirical-epsilon-gaussian")]
+        if claimed is not None and max(bounds) > claimed:
+            cell = cells[name]
+            said.append(
+                f"The privacy that {cell.client} claims in round {cell.round} is refuted: epsilon "
+                f"is at least {text.plain(max(bounds))}, and {text.plain(claimed)} is claimed of "
+                "one step."
+            )
+    return said
 
 
 def layer_charts(results: Results) -> list[Figure]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedleak.captures import write_atomic
 from fedleak.reporting import text
-from fedleak.reporting.layers import layer_charts, measured_rows
+from fedleak.reporting.layers import layer_charts, measured_rows, refuted
 from fedleak.reporting.results import RECONSTRUCTED_DB, Results, read_results, verdicts
 from fedleak.reporting.tables import (
     answer,
@@ -74,6 +74,7 @@ def _render(results: Results) -> str:
         threshold=RECONSTRUCTED_DB,
         strongest=scored[0] if scored else None,
         notes=results.notes,
+        refuted=refuted(results),
         troubles=troubles(results),
         wall=build_wall(results),
         most_cards=MOST_CARDS,

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedleak.reporting import text
-from fedleak.reporting.layers import headlines, measured_rows
+from fedleak.reporting.layers import headlines, measured_rows, refuted
 from fedleak.reporting.results import Expectation, Results, read_results, verdicts
 from fedleak.reporting.tables import (
     Trouble,
@@ -43,6 +43,7 @@ def terminal_report(run: Path) -> RenderableType:
     parts: list[RenderableType] = [Text(reply.sentence, style)]
     if (acted := defenses(results)) is not None:
         parts.append(outside(acted))
+    parts += [Text(said, "bold red") for said in refuted(results)]
     parts += [Text(note, "yellow") for note in results.notes]
     parts += _leaks(results)
     parts += _measured(results)

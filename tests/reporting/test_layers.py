@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from fedleak.reporting import write_page
-from fedleak.reporting.layers import headlines, layer_charts, measured_rows
+from fedleak.reporting.layers import headlines, layer_charts, measured_rows, refuted
 from fedleak.reporting.results import read_results
 from fedleak.reporting.terminal import terminal_report
 from tests.reporting.conftest import RunBuilder
@@ -66,8 +68,6 @@ def test_metrics_that_differ_in_a_number_share_a_chart(builder: RunBuilder) -> N
 
 
 def test_terminal_and_page_tell_it(measured: Path) -> None:
-    from rich.console import Console
-
     console = Console(width=80, record=True)
     console.print(terminal_report(measured))
     told = console.export_text()
@@ -96,3 +96,20 @@ def test_what_was_claimed_is_told_with_its_numbers(builder: RunBuilder) -> None:
         "expected).",
         "Not measured: the first layer is steeper.",
     ]
+
+
+def test_a_claim_that_is_refuted_is_told_first_and_in_red(builder: RunBuilder) -> None:
+    builder.round(1, ["client-000", "client-001"])
+    for client, bound in (("client-000", 2.5), ("client-001", 0.5)):
+        cell = builder.measure(1, client, "empirical-epsilon")
+        builder.value(cell, "empirical-epsilon", 0.1)
+        builder.value(cell, "empirical-epsilon-gaussian", bound)
+        builder.value(cell, "claimed-epsilon", 1.0)
+    run = builder.write()
+    (said,) = refuted(read_results(run))
+    assert said.startswith("The privacy that client-000 claims in round 1 is refuted")
+    assert "at least 2.5" in said
+    assert said in write_page(run).read_text()
+    file = io.StringIO()
+    Console(width=80, file=file, force_terminal=True).print(terminal_report(run))
+    assert "\x1b[1;31mThe privacy that client-000" in file.getvalue()
