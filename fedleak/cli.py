@@ -385,7 +385,8 @@ def advise(directory: RunPath, as_json: AsJson = False) -> None:
     """Name the layers of an audited run that leak most, and try what protects them.
 
     Runs the scenario again with noise on these layers, pruning them or withholding them,
-    and shows leakage and accuracy before and after.
+    and shows leakage and accuracy before and after. It needs a scenario with an attack, and
+    takes about as long as a dozen such runs.
 
     Example: fedleak advise runs/quickstart-20260102T030405
     """
@@ -411,6 +412,8 @@ def advise(directory: RunPath, as_json: AsJson = False) -> None:
             tried,
             tried[advice.protections.index(advice.best)],
             hides=advice.hides,
+            needed=advice.needed,
+            at_chance=advice.at_chance,
             of_texts=advice.of_texts,
         )
     )

@@ -73,6 +73,9 @@ class Defense(Component, ABC):
 
     repeatable: ClassVar[bool] = False
     """Whether several of the kind may act in one client."""
+    holds_back: ClassVar[bool] = False
+    """Whether entries of the update come back exactly as they were sent: an attacker sees which,
+    and can leave them out of what it matches."""
     draws_masks: ClassVar[bool] = False
     """Whether, where it acts, each pass through the model gives something else."""
     passes_again: ClassVar[bool] = False

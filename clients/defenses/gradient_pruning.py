@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -21,6 +21,7 @@ class GradientPruning(Defense):
     """
 
     kind: Literal["gradient-pruning"] = "gradient-pruning"
+    holds_back: ClassVar[bool] = True
     rate: float = Field(0.7, ge=0, lt=1, description="share of entries that become zero")
     scope: Scope = Field(
         "layer", description="smallest within each parameter tensor, or within the whole update"

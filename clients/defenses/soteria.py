@@ -39,6 +39,7 @@ class Soteria(Defense):
     """
 
     kind: Literal["soteria"] = "soteria"
+    holds_back: ClassVar[bool] = True
     makes_gradients: ClassVar[bool] = True
     passes_again: ClassVar[bool] = True
     rate: float = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from flwr.app import Array, ArrayRecord
@@ -31,6 +31,7 @@ class TopK(Defense):
     """
 
     kind: Literal["top-k"] = "top-k"
+    holds_back: ClassVar[bool] = True
     fraction: float = Field(0.1, gt=0, le=1, description="share of entries that are sent")
     scope: Scope = Field(
         "layer", description="largest within each parameter tensor, or within the whole update"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +21,7 @@ class Withhold(Defense):
     """
 
     kind: Literal["withhold"] = "withhold"
+    holds_back: ClassVar[bool] = True
     layers: tuple[str, ...] = Field(
         min_length=1, description="names of the layers or parameters that are not sent"
     )

@@ -22,6 +22,8 @@ def advice_report(
     best: tuple[str, float | None, float | None],
     *,
     hides: bool,
+    needed: bool,
+    at_chance: bool,
     of_texts: bool,
 ) -> RenderableType:
     """Render advice for `rich.console.Console.print`.
@@ -33,6 +35,8 @@ def advice_report(
         tried: Protection, leak and accuracy; the first is what there was.
         best: The one that is advised.
         hides: Whether with it samples no longer count as reconstructed.
+        needed: Whether they do as it is.
+        at_chance: Whether the model has learnt too little to lose accuracy.
         of_texts: Whether leaks are shares of right tokens and not PSNR in dB.
     """
 
@@ -47,7 +51,12 @@ def advice_report(
         f"{name}: {leak(leak_before)} become {leak(leak_after)}, "
         f"accuracy {text.percent(accuracy_before)} becomes {text.percent(accuracy_after)}."
     )
-    if not hides:
+    if not needed:
+        said = (
+            f"As it is, the attacks do not reconstruct the samples ({leak(leak_before)}): "
+            "nothing to protect from these attacks."
+        )
+    elif not hides:
         said += " That is the most that was reached, and it does not hide the samples."
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("layer", overflow="fold")
@@ -69,5 +78,17 @@ def advice_report(
             text.percent(each[2]),
             style="green" if each == best else "",
         )
+    chance = (
+        "The model is no better than chance: what a protection costs in accuracy cannot be seen. "
+        "Run more rounds."
+    )
     once = Text("One run each, so small differences mean nothing.", "dim")
-    return Group(Text(said, "bold"), Text(), table, Text(), protections, once)
+    return Group(
+        Text(said, "bold"),
+        Text(),
+        table,
+        Text(),
+        protections,
+        *([chance] if at_chance else []),
+        once,
+    )

@@ -96,8 +96,11 @@ def combinations(scenario: Scenario) -> Iterator[tuple[Problem, RestsOn]]:
                 message = "only a study has cells to choose from; this scenario has no matrix"
                 yield Problem(f"{path}.{name}", message), (path,)
         if expectation.metric not in (*SCORED, *MEASURED):
-            message = f"{expectation.metric!r} is compared in studies only; there are: "
-            yield Problem(f"{path}.metric", message + ", ".join((*SCORED, *MEASURED))), (path,)
+            message = (
+                f"{expectation.metric!r} is compared in studies only: give the scenario a [matrix] "
+                "or repeats"
+            )
+            yield Problem(f"{path}.metric", message), (path,)
         if (absent := no_such_round(expectation, scenario)) is not None:
             yield Problem(f"{path}.round", absent), (path, "federation.rounds", "audit.rounds")
         if (unscored := not_audited(expectation, audit)) is not None:

@@ -123,6 +123,8 @@ class Expectation(BaseModel):
             raise ValueError("over and values belong together")
         if self.minus_layer is not None and self.layer is None:
             raise ValueError("minus_layer needs layer, from which it is subtracted")
+        if self.layer is not None and self.minus_layer == self.layer:
+            raise ValueError("layer and minus_layer are the same: their difference is 0")
         if self.over == OVER_ROUNDS:
             if self.round is not None:
                 raise ValueError("give round, or values over the rounds, not both")

@@ -20,8 +20,9 @@ from clients.defenses import Defense
 from fedleak.attacks import Attack
 from fedleak.components import Component
 from fedleak.data.batches import batches, client_split, poisson_batches
-from fedleak.errors import Problem, ScenarioError
+from fedleak.errors import Problem, ScenarioError, nearest
 from fedleak.measures import Measure
+from fedleak.measures.layers import layers_of
 from fedleak.models import DROPOUT_NOTE, Architecture, Init, build, has_dropout
 from fedleak.records import Dataset, DataSplits, Indices, TrainingFacts, Truth
 from fedleak.scenario.schema import Scenario
@@ -77,7 +78,7 @@ class Prepared:
         facts = self.different_facts if defenses else ()
         said = [defense.note(model, facts) for defense in defenses]
         told = [DROPOUT_NOTE if trained else None, self._short_batches(), *said]
-        told += _server_side(self.scenario)
+        told += [_held_back(self.scenario), *_server_side(self.scenario)]
         return tuple(dict.fromkeys(note for note in told if note))
 
     def _short_batches(self) -> str | None:
@@ -146,6 +147,34 @@ class Prepared:
         return Truth(inputs=train.samples(indices), labels=train.labels[indices])
 
 
+def _no_such_layers(scenario: Scenario, model: nn.Module) -> Iterator[Problem]:
+    """Expectations of layers, or sets of them, that the model does not have."""
+    layers = layers_of(name for name, _ in model.named_parameters())
+    for index, expectation in enumerate(scenario.expect):
+        for side in ("layer", "minus_layer"):
+            named = getattr(expectation, side) or ""
+            for layer in filter(None, named.split("+")):
+                if layer not in layers:
+                    yield Problem(
+                        f"expect.{index}.{side}",
+                        f"the model has no layer {layer!r}; there are: {', '.join(layers)}."
+                        f"{nearest(layer, layers)}",
+                    )
+
+
+def _held_back(scenario: Scenario) -> str | None:
+    """What attacks miss that match entries which clients held back."""
+    defenses = [d.kind for d in scenario.client.defenses if d.holds_back]
+    attacks = [a.kind for a in scenario.audit.attacks if getattr(a, "mask_zeros", True) is False]
+    if not defenses or not attacks:
+        return None
+    return (
+        f"{' and '.join(defenses)}: entries of the update come back as they were sent, which an "
+        f"attacker sees. {', '.join(attacks)} matched them as if they were zero; with "
+        "mask_zeros = true an attack leaves them out and may find far more."
+    )
+
+
 def _server_side(scenario: Scenario) -> Iterator[str]:
     """What a reader must know of the defenses in which the server takes part."""
     aggregation = scenario.aggregation
@@ -200,6 +229,7 @@ def _prepare(scenario_json: str) -> Prepared:
     audit = scenario.audit
     problems += _unsupported("audit.attacks", audit.attacks, model, facts, splits)
     problems += _unsupported("audit.measures", audit.measures, model, facts, splits)
+    problems += _no_such_layers(scenario, model)
     if problems:
         raise ScenarioError(problems)
     return prepared

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from clients.defenses import DEFENSES
 from fedleak.auditor import audit, subject_of_scenario
 from fedleak.auditor.executors import OnStep
 from fedleak.auditor.observe import observe
@@ -33,6 +34,8 @@ _SHARE = 0.5
 _STRENGTHS = (0.1, 1.0, 10.0)
 """Standard deviations of noise, in units of the protected update's root mean square."""
 _PRUNED = 0.9
+_CHANCE = 1.5
+"""Up to so many times the accuracy of guessing a model has learnt too little to lose any."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ class Advice:
         protections: What was tried; the first is what the run has already.
         best: The cheapest that hides the samples, or else the one that hides most.
         hides: Whether with ``best`` samples no longer count as reconstructed.
+        needed: Whether they count as reconstructed as it is.
+        at_chance: Whether the model is no better than chance, so that what a protection costs
+            in accuracy cannot be seen.
         of_texts: Whether ``leak`` is a share of right tokens.
         study: Directory of the study that tried them.
     """
@@ -74,6 +80,8 @@ class Advice:
     protections: tuple[Protected, ...]
     best: Protected
     hides: bool
+    needed: bool
+    at_chance: bool
     of_texts: bool
     study: Path
 
@@ -86,7 +94,9 @@ def advise(
     Layers are ranked by what the run's measures gave; where none has layers, the relative
     Jacobian norm is measured. Each protection is a run of the same scenario with a defense
     added: noise on the leaking layers and, to compare, on all; pruning and withholding the
-    leaking layers. They are runs of a study inside the run directory and are kept.
+    leaking layers. Where a protection holds entries back, attacks also run with `mask_zeros`,
+    and the better one counts: a defense that a mask beats is none. They are runs of a study
+    inside the run directory and are kept.
 
     Args:
         directory: An audited run.
@@ -98,6 +108,13 @@ def advise(
         ScenarioError: It has no scenario, or the scenario has no attack.
     """
     layout = RunLayout(Path(directory))
+    if StudyLayout(layout.root).exists:
+        raise ResourceError(
+            f"{layout.root} is a study; give one of its runs, for example "
+            f"{layout.root}/cells/CELL/repeat-0"
+        )
+    if not layout.root.is_dir():
+        raise ResourceError(f"there is no run directory {layout.root}")
     if not layout.scenario.exists():
         raise ScenarioError(
             Problem(
@@ -117,21 +134,25 @@ def advise(
     study = _try(layout, scenario, options, on_run)
     results = read_study(study)
     leak_metric = "token-accuracy" if read_results(layout.root).of_texts else "psnr"
-    tried = []
-    for cell, (name, defenses) in zip(results.cells, options.items(), strict=True):
-        found: dict[str, list[float]] = {}
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in options}
+    # First every protection, then again those that attacks can mask.
+    names = [*options, *(name for name, added in options.items() if _holds_back(added))]
+    for cell, name in zip(results.cells, names, strict=False):
         for value in results.overall:
             if value.cell == cell.name and value.aggregate == "mean":
-                found.setdefault(value.metric, []).append(value.mean)
-        tried.append(
-            Protected(
-                name,
-                defenses,
-                leak=max(found.get(leak_metric, []), default=None),
-                accuracy=max(found.get("accuracy", []), default=None),
-            )
+                found[name].setdefault(value.metric, []).append(value.mean)
+    tried = [
+        Protected(
+            name,
+            defenses,
+            leak=max(found[name].get(leak_metric, []), default=None),
+            accuracy=max(found[name].get("accuracy", []), default=None),
         )
+        for name, defenses in options.items()
+    ]
     bar = RECONSTRUCTED_DB if leak_metric == "psnr" else RECONSTRUCTED_TOKENS
+    before = tried[0]
+    classes = subject_of_scenario(scenario).classes
     hidden = [each for each in tried[1:] if each.leak is None or each.leak < bar]
     return Advice(
         metric=metric,
@@ -140,6 +161,8 @@ def advise(
         protections=tuple(tried),
         best=max(hidden, key=_worth) if hidden else min(tried[1:], key=_leak),
         hides=bool(hidden),
+        needed=before.leak is not None and before.leak >= bar,
+        at_chance=before.accuracy is not None and before.accuracy <= _CHANCE / classes,
         of_texts=leak_metric != "psnr",
         study=study,
     )
@@ -207,6 +230,11 @@ def _options(layers: Sequence[str], size: float) -> dict[str, tuple[Mapping[str,
     return options
 
 
+def _holds_back(added: Sequence[Mapping[str, Any]]) -> bool:
+    known = {defense.kind_name(): defense for defense in DEFENSES}
+    return any(known[entry["kind"]].holds_back for entry in added)
+
+
 def _try(
     layout: RunLayout,
     scenario: Scenario,
@@ -218,12 +246,24 @@ def _try(
     there = document["client"].pop("defenses")
     document["audit"]["measures"] = []
     # A defense that already acts stays, unless it must not stand there twice.
-    document["matrix"] = {
-        "client.defenses": [
-            [*(d for d in there if d["kind"] not in {o["kind"] for o in added}), *added]
-            for added in options.values()
-        ]
+    defended = {
+        name: [*(d for d in there if d["kind"] not in {o["kind"] for o in added}), *added]
+        for name, added in options.items()
     }
+    document["matrix"] = [{"client.defenses": list(defended.values())}]
+    masked = [
+        {**attack, "mask_zeros": True} if "mask_zeros" in attack else attack
+        for attack in document["audit"]["attacks"]
+    ]
+    if masked != document["audit"]["attacks"]:
+        document["matrix"].append(
+            {
+                "client.defenses": [
+                    defended[name] for name, added in options.items() if _holds_back(added)
+                ],
+                "audit.attacks": [masked],
+            }
+        )
     digest = hashlib.sha256(json.dumps(document).encode()).hexdigest()[:6]
     place = layout.root / f"advice-{digest}"
     if StudyLayout(place).exists:

@@ -161,3 +161,10 @@ def test_captures_and_metrics_are_the_same_on_ray(tmp_path, alone):
     # State stays with its client there too.
     epsilons = [theirs[round, "client-001"].metrics["update-noise/epsilon"] for round in (1, 2)]
     assert epsilons[1] > epsilons[0]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_who_reads_scores_of_held_back_entries_is_told_of_the_mask(masked):
+    attack = {"kind": "gs", "mask_zeros": masked}
+    notes = prepare(defended({"kind": "gradient-pruning"}, audit={"attacks": [attack]})).notes
+    assert any("gradient-pruning: entries of the update come back" in n for n in notes) != masked

@@ -77,6 +77,8 @@ def test_two_layers_are_compared_with_each_other() -> None:
     assert judge(steeper.model_copy(update={"minus_layer": "fc9"}), scores).measured is None
     with pytest.raises(ValidationError, match="minus_layer needs layer"):
         Expectation(metric="psnr", minus_layer="fc1", comparison=">=", value=0)
+    with pytest.raises(ValidationError, match="are the same"):
+        Expectation(metric="psnr", layer="a", minus_layer="a", comparison=">=", value=0)
 
 
 def test_every_score_can_be_expected() -> None:

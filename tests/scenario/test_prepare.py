@@ -196,3 +196,19 @@ def test_an_attack_that_cannot_work_is_refused_before_the_run(tiny: Tiny) -> Non
     (problem,) = caught.value.problems
     assert problem.path == "audit.attacks.0"
     assert problem.message.startswith("analytic is unsupported: needs a dense layer")
+
+
+def test_an_expectation_of_a_layer_that_is_not_there_is_refused() -> None:
+    raw = {
+        "data": {"kind": "digits"},
+        "model": {"kind": "lenet-dlg"},
+        "audit": {"measures": [{"kind": "jacobian-sensitivity"}]},
+        "expect": [
+            {
+                "metric": "jacobian-f-norm", "layer": "conv1", "minus_layer": "conv9",
+                "comparison": ">=", "value": 0,
+            }
+        ],
+    }  # fmt: skip
+    with pytest.raises(ScenarioError, match=r"expect\.0\.minus_layer.*no layer 'conv9'.*conv1"):
+        prepare(load_scenario(raw))

@@ -50,7 +50,7 @@ def test_the_first_dense_layer_is_named_and_withholding_it_hides_the_samples(
     assert withheld.defenses == ({"kind": "withhold", "layers": list(advice.layers)},)
     # The analytic attack reads the first layer: without it there is nothing to read.
     assert advice.layers[0] == "fc1" and withheld.leak is None
-    assert advice.hides and advice.best in others
+    assert advice.hides and advice.needed and advice.best in others
     assert advice.best.accuracy == max(
         each.accuracy or 0.0 for each in others if each.leak is None or each.leak < 20
     )
@@ -75,3 +75,25 @@ def test_advice_needs_an_attack_and_a_scenario(audited: Path, tmp_path: Path) ->
     (place / "scenario.toml").unlink()
     with pytest.raises(ScenarioError, match=r"no scenario\.toml"):
         advise(place)
+
+
+def test_what_is_held_back_is_attacked_with_a_mask_too(tmp_path: Path) -> None:
+    """Withheld layers look protected to an attack that takes their silence for zeros."""
+    attack = {"kind": "gauss-newton", "restarts": 1, "iterations": 8}
+    scenario = {
+        **SCENARIO,
+        "model": {"kind": "lenet-dlg"},
+        "federation": {"clients": 1},
+        "audit": {"attacks": [attack]},
+    }
+    place = run(load_scenario(scenario), directory=tmp_path / "run")
+    audit(place)
+    advice = advise(place)
+    cells = read_study(advice.study).cells
+    held_back = [each for each in advice.protections if not each.defenses or "noise" in each.name]
+    assert len(cells) == len(advice.protections) + (len(advice.protections) - len(held_back))
+    values = {v.cell: v.mean for v in read_study(advice.study).overall if v.metric == "psnr"}
+    withheld = advice.protections[-1]
+    unmasked, masked = (values[cells[i].name] for i in (len(advice.protections) - 1, -1))
+    assert withheld.leak == max(unmasked, masked)
+    assert masked > unmasked
