@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+# Before torch is imported, here and in every process that a test starts: several threads in
+# each of several processes wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from fedleak import cli
 from fedleak.errors import ScenarioError
