@@ -139,7 +139,12 @@ def test_a_convolutional_trap_shows_its_kernels(turn, rng, hidden):
 
     def net(seed=0):
         return nn.Sequential(
-            nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 64, 40)
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(6 * 64, 40),
+            nn.ReLU(),
+            nn.Linear(40, 10),
         )
 
     import dataclasses

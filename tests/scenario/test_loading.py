@@ -343,7 +343,7 @@ def test_the_scenarios_that_come_along_are_valid(path: Path) -> None:
     if is_study(document):
         assert load_study(path).cells
     else:
-        assert load_scenario(path).audit.attacks
+        assert load_scenario(path).audit.tasks
 
 
 def test_an_audit_table_outside_a_scenario() -> None:
