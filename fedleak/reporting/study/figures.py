@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MOST_SERIES = 10
 MOST_NAMES = 40
+_LONGEST_NAME = 32
 UNIFORM = ("bytes-sent", "refused")
 _EXPECTED = {
     "==": ("D", "published"),
@@ -155,7 +156,7 @@ def _draw(
                 axes.set_xscale("log")
         else:
             axes.set_xlabel("cell")
-            names = [place(results, cell) for cell in results.cells]
+            names = [_short(place(results, cell)) for cell in results.cells]
             if len(names) <= MOST_NAMES:
                 axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     return Figure(
@@ -193,6 +194,11 @@ def _draw_trade(results: StudyResults, trade: Trade) -> Figure:
         source=made.source,
         alt=f"{title}; no other cell is better in both than: {named}",
     )
+
+
+def _short(words: str) -> str:
+    """Names that leave room for the drawing; the table has them whole."""
+    return words if len(words) <= _LONGEST_NAME else f"{words[: _LONGEST_NAME - 1]}…"
 
 
 def _draw_series(
