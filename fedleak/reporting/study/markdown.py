@@ -21,6 +21,9 @@ from fedleak.reporting.study.tables import (
     worst_missed,
 )
 
+_MOST_ROUNDS = 10
+"""Columns of a table over rounds; of more rounds so many are shown, evenly spread."""
+
 _Table = tuple[list[str], list[list[str]]]
 
 
@@ -79,11 +82,17 @@ def _over_rounds(results: StudyResults) -> Iterable[_Table]:
     for course in courses(results):
         cells = [cell for cell in results.cells if cell.name in course.cells]
         keys = list(settings(results, cells[0]))
-        head = [*keys, *(f"{course.metric} after round {n}" for n in course.rounds)]
+        rounds = course.rounds
+        if len(rounds) > _MOST_ROUNDS:
+            last = len(rounds) - 1
+            rounds = tuple(
+                rounds[round(i * last / (_MOST_ROUNDS - 1))] for i in range(_MOST_ROUNDS)
+            )
+        head = [*keys, *(f"{course.metric} after round {n}" for n in rounds)]
         rows = [
             [
                 *settings(results, cell).values(),
-                *(with_interval(course.cells[cell.name].get(n)) for n in course.rounds),
+                *(with_interval(course.cells[cell.name].get(n)) for n in rounds),
             ]
             for cell in cells
         ]
