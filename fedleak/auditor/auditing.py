@@ -273,13 +273,13 @@ def _plan(
     granted = scenario is not None and scenario.audit.known_labels
     cells = []
     for number, names in captured.items():
+        if rounds is not None and number not in rounds:
+            continue
         audited = [
             client
             for client in names
             if clients is None or any(name in clients for name in (client, *members_of(client)))
         ]
-        if rounds is not None and number not in rounds:
-            continue
         for client in audited:
             labels = _labels(subject, number, client) if granted else None
             cells += [

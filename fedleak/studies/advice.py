@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from clients.defenses import DEFENSES
-from fedleak.auditor import audit, subject_of_scenario
+from fedleak.auditor import Subject, audit, subject_of_scenario
 from fedleak.auditor.executors import OnStep
 from fedleak.auditor.observe import observe
 from fedleak.captures import CaptureStore, RunLayout, StudyLayout
@@ -128,12 +128,13 @@ def advise(
         raise ScenarioError(
             Problem("audit.attacks", "no attack would show what a protection is worth; name one")
         )
+    subject = subject_of_scenario(scenario)
     metric, ranking = _ranking(layout, on_step)
     layers = tuple(layer for layer, v in ranking.items() if v >= _SHARE * max(ranking.values()))
-    options = _options(layers, _root_mean_square(layout, scenario, layers))
+    options = _options(layers, _root_mean_square(layout, subject, layers))
     study = _try(layout, scenario, options, on_run)
     results = read_study(study)
-    leak_metric = "token-accuracy" if read_results(layout.root).of_texts else "psnr"
+    leak_metric = "token-accuracy" if subject.vocabulary else "psnr"
     found: dict[str, dict[str, list[float]]] = {name: {} for name in options}
     # First every protection, then again those that attacks can mask.
     names = [*options, *(name for name, added in options.items() if _holds_back(added))]
@@ -152,7 +153,6 @@ def advise(
     ]
     bar = RECONSTRUCTED_DB if leak_metric == "psnr" else RECONSTRUCTED_TOKENS
     before = tried[0]
-    classes = subject_of_scenario(scenario).classes
     hidden = [each for each in tried[1:] if each.leak is None or each.leak < bar]
     return Advice(
         metric=metric,
@@ -162,7 +162,7 @@ def advise(
         best=max(hidden, key=_worth) if hidden else min(tried[1:], key=_leak),
         hides=bool(hidden),
         needed=before.leak is not None and before.leak >= bar,
-        at_chance=before.accuracy is not None and before.accuracy <= _CHANCE / classes,
+        at_chance=before.accuracy is not None and before.accuracy <= _CHANCE / subject.classes,
         of_texts=leak_metric != "psnr",
         study=study,
     )
@@ -204,9 +204,9 @@ def _ranks(row: MeasuredRow, metric: str | None = None) -> bool:
     return named and row.layer is not None and math.isfinite(row.value)
 
 
-def _root_mean_square(layout: RunLayout, scenario: Scenario, layers: Sequence[str]) -> float:
+def _root_mean_square(layout: RunLayout, subject: Subject, layers: Sequence[str]) -> float:
     """Of the entries of those layers' updates, over all clients of the first round."""
-    store, subject = CaptureStore(layout.root), subject_of_scenario(scenario)
+    store = CaptureStore(layout.root)
     number = store.rounds()[0]
     entries = []
     for client in store.clients(number):

@@ -150,11 +150,12 @@ def audit_study(
     if not done:
         raise ResourceError(f"no run of {directory} is finished; `fedleak run {directory}` goes on")
     places = [layout.run(each.cell.name, each.repeat) for each in done]
-    check_attacks((place, request_of(place)) for place in places)
-    for number, (each, place) in enumerate(zip(done, places, strict=True)):
+    requests = [(place, request_of(place)) for place in places]
+    check_attacks(requests)
+    for number, (each, (place, request)) in enumerate(zip(done, requests, strict=True)):
         if on_run is not None:
             on_run(Progress(layout.root, number, len(done), 0, each.cell.name))
-        audit(place, **request_of(place), recorded=True)
+        audit(place, **request, recorded=True)
     if on_run is not None:
         on_run(Progress(layout.root, len(done), len(done), 0, ""))
     aggregate(layout.root)
