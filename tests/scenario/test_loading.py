@@ -140,7 +140,7 @@ def test_missing_tables_and_kinds() -> None:
         (
             {"expect": [{"metric": "accuracy", "comparison": ">=", "value": 1.0}]},
             "expect.0.metric",
-            "'accuracy' is compared in studies only; there are: mse, psnr",
+            "'accuracy' is compared in studies only: give the scenario a [matrix] or repeats",
         ),
         (
             {
