@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from flwr.app import RecordDict
-from tables import markdown
+from tables import markdown, write
 from torch import Tensor, nn
 
 from clients.defenses import Turn, WeightInspection
@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="models of each kind (default 10)")
     parser.add_argument("--rounds", type=int, default=10, help="rounds of training (default 10)")
     parser.add_argument("--threshold", type=float, default=0.9, help="default 0.9")
+    parser.add_argument("--write", metavar="TABLE", help="put it into README.md as well")
     options = parser.parse_args()
     rows = []
     for title, (model, scaling) in MODELS.items():
@@ -161,7 +162,10 @@ def main() -> None:
                 ]
             )
     head = ["model", "weights", f"refused at {options.threshold:g}", "score", *MARKS]
-    print(markdown(head, rows))
+    table = markdown(head, rows)
+    print(table)
+    if options.write:
+        write(options.write, table)
 
 
 if __name__ == "__main__":

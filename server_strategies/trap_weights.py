@@ -44,7 +44,8 @@ class TrapWeights(CentralParty):
 
     In a Flower app of your own, samples must reach ``model`` in [0, 1]: put what your
     transforms do after that into the model, or the trap misses
-    (`fedleak.models.normalised`).
+    (`fedleak.models.normalised`). Nothing here can warn of it, as no sample is seen: an
+    audit does, from ``--mean`` or from what several neurons agree on.
 
     Args:
         inner: As of `CentralParty`, as are ``store`` and the keywords not named here.

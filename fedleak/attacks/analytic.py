@@ -188,6 +188,25 @@ def extracted_rows(observation: Observation) -> tuple[Tensor, int]:
     return nearest_tokens(vectors, observation.parameters[behind.weight]), rows.total
 
 
+def agreed_values(observation: Observation) -> tuple[float, float] | None:
+    """In which range samples lie that several neurons give alike, wherever attacks look.
+
+    The medians of their lowest and of their highest values: of mixtures, a few agree by
+    chance. None where neurons agree on nothing.
+
+    Raises:
+        AttackFailed: See `fedleak.attacks.gradient_rows.gradient_rows`.
+    """
+    rows = gradient_rows(observation)
+    ratios = rows.ratios()
+    groups = _agreeing(ratios, rows.error * (1 + ratios.abs().amax(1)))
+    agreed = ratios[groups[groups.sum(1) >= _SURE].any(0)]
+    if not len(agreed):
+        return None
+    lowest, highest = agreed.aminmax(dim=1)
+    return float(lowest.median()), float(highest.median())
+
+
 @dataclass(frozen=True)
 class _Claims:
     """That a neuron saw a sample alone, for each candidate.

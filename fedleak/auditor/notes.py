@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
+from fedleak.attacks import Analytic
+from fedleak.attacks.analytic import agreed_values
+from fedleak.attacks.embedding import behind_embedding
 from fedleak.auditor.cells import Cell
 from fedleak.auditor.observe import observe
 from fedleak.auditor.participants import Participants
 from fedleak.auditor.subject import Subject
 from fedleak.captures import CaptureStore, RunLayout, write_atomic
+from fedleak.errors import AttackFailed
 from fedleak.measures import Measure
 from fedleak.models import DROPOUT_NOTE, has_dropout
 from fedleak.traps import are_trap_rows
@@ -21,6 +26,9 @@ _MISSED_TRAP = (
     "negative values as well: its neurons hardly tell samples apart, and little is extracted. "
     "Give TrapWeights the model with its normalisation (fedleak.models.normalised)."
 )
+
+_CLEARLY = 0.05
+"""How far outside of [0, 1] a value is when neither rounding nor an outlier puts it there."""
 
 
 def write_notes(
@@ -43,6 +51,7 @@ def write_notes(
     below = any(mean > 0 for mean in subject.assumptions.get("mean") or ())
     if below and any(_trapped(store, subject, cell) for cell in cells):
         notes.append(_MISSED_TRAP)
+    notes += _outside(store, subject, cells)
     notes += subject.notes
     notes += took_part.notes if took_part else ()
     notes += [cell.task.note for cell in cells if isinstance(cell.task, Measure) and cell.task.note]
@@ -57,6 +66,31 @@ def _trapped(store: CaptureStore, subject: Subject, cell: Cell) -> bool:
         for name, layer in subject.model.named_modules()
         if isinstance(layer, nn.Linear) and f"{name}.bias" in sent
     )
+
+
+def _outside(store: CaptureStore, subject: Subject, cells: Sequence[Cell]) -> Iterator[str]:
+    """That another app's samples lie outside of [0, 1], as far as updates show it.
+
+    Who wrote the app knows what it does to pixels; captures hold no samples. But what
+    several neurons give alike is a sample, and it shows in which range these lie.
+    """
+    stated = "model" in subject.assumptions
+    if not stated or behind_embedding(subject.model, subject.input_shape) is not None:
+        return
+    ranges = []
+    for cell in cells:
+        if isinstance(cell.task, Analytic):
+            observation = observe(store.load(cell.round, cell.client), subject)
+            with contextlib.suppress(AttackFailed):
+                ranges.append(agreed_values(observation))
+    known = [values for values in ranges if values is not None]
+    low, high = min((v[0] for v in known), default=0), max((v[1] for v in known), default=1)
+    if low < -_CLEARLY or high > 1 + _CLEARLY:
+        yield (
+            f"Neurons agree on samples with values from {low:.2g} to {high:.2g}, but attacks look "
+            "in [0, 1] alone. If the app normalises what its model is given, say so with --mean "
+            "and --std."
+        )
 
 
 def _in_training_mode(store: CaptureStore, subject: Subject, cell: Cell) -> bool:

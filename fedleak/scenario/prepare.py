@@ -191,6 +191,11 @@ def _server_side(scenario: Scenario) -> Iterator[str]:
             "client that holds all their samples"
             + (", which after several local steps is an approximation." if several else ".")
         )
+        if scenario.audit.clients is not None:
+            yield (
+                "audit.clients names clients, and each is in a sum with others: audited are the "
+                "whole sums in which they are, and scores are of all members' samples."
+            )
 
 
 def prepare(scenario: Scenario) -> Prepared:

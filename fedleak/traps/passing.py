@@ -152,7 +152,11 @@ def _padding(layer: nn.Conv2d, axis: int) -> tuple[int, int]:
 def _cover(
     side: int, kernel: int, stride: int, dilation: int, before: int, after: int
 ) -> list[int]:
-    """Fewest places of a kernel's one weight, found greedily, that see a whole side.
+    """Fewest places of a kernel's one weight that together see a whole side.
+
+    Of pixels as many steps apart as there are, a place sees a stretch without gaps, so
+    it is enough to take, for the first pixel that is not seen yet, the place that sees
+    most from there on.
 
     Raises:
         NotPassed: Some pixels are never seen.
@@ -166,16 +170,16 @@ def _cover(
         }
         for place in range(kernel)
     }
-    chosen: list[int] = []
     left = set(range(side))
+    if never := left.difference(*sees.values()):
+        raise NotPassed(
+            f"never sees {len(never)} of {side} rows or columns (kernel {kernel}, stride {stride})"
+        )
+    chosen: list[int] = []
     middle = kernel // 2
     while left:
-        best = max(sees, key=lambda place: (len(sees[place] & left), -abs(place - middle)))
-        if not sees[best] & left:
-            raise NotPassed(
-                f"never sees {len(left)} of {side} rows or columns (kernel {kernel}, "
-                f"stride {stride})"
-            )
+        seeing = [place for place in sees if min(left) in sees[place]]
+        best = max(seeing, key=lambda place: (len(sees[place] & left), -abs(place - middle)))
         chosen.append(best)
         left -= sees[best]
     return chosen

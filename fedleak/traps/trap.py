@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
 
 from fedleak.attacks.embedding import behind_embedding
 from fedleak.attacks.structure import (
+    Carried,
     carried_pixels,
     input_dense,
     network_without,
@@ -20,6 +23,8 @@ from fedleak.attacks.structure import (
 from fedleak.errors import FedLeakError, nearest
 from fedleak.traps.passing import NotPassed, pass_through_convolution, pass_through_dense
 from fedleak.traps.rows import trap_rows
+
+Seen = TypeVar("Seen")
 
 
 class NoTrap(FedLeakError):
@@ -45,12 +50,29 @@ def set_trap(
     `fedleak.traps.trap_rows`, over the features that carry the sample, and its biases
     zero. What follows is left as it was.
 
-    What lies between these layers must leave every pixel by itself, scaled and shifted
-    by constants: ReLU, flattening, normalisation by fixed values, dropout do; sigmoid,
-    batch statistics and pooling of more than one pixel do not. A layer with a stride
-    passes the sample on where its kernel is as large as the stride and it has filters
-    enough to put each of the pixels between two steps into a channel of its own. Whether
-    it worked is not taken for granted but seen by passing samples through.
+    Which layers pass the sample on:
+
+    - A convolution whose kernel, moved by its stride over the padded image, sees every
+      pixel, and that has filters enough: for each image channel stride height x stride
+      width of them (one with stride 1), each of which takes over other pixels; more where
+      padding does not keep the size. Each group of a grouped convolution needs them for
+      its own channels.
+    - A dense layer with at least as many neurons as pixels.
+    - ReLU, flattening, dropout, normalisation by fixed values.
+    - Pooling, maximal or average, whose windows hold one pixel each: of size and stride 1,
+      adaptive to the size that the image has, or of an image that strides have brought
+      down to a single place.
+
+    Which do not:
+
+    - Max pooling of more. Which pixel of a window goes on depends on the sample, and one
+      that is the largest of no window is lost, also with stride 1, where windows overlap.
+    - Average pooling of more: means arrive, and no pixel by itself.
+    - A stride that steps over pixels, because the kernel is smaller than it.
+    - Sigmoid, tanh and whatever else is not linear above zero, and batch statistics.
+
+    Whether it worked is not taken for granted but seen by passing samples through, so it
+    holds for layers of a user's own, too.
 
     Of a model that takes texts, tokens are embedded uniformly at random in [0, 1], and
     the layers behind take these for the sample (§8).
@@ -105,7 +127,7 @@ def set_trap(
         given = seen_by(name, model, changed, train_mode, spelt)
         carried = carried_pixels(given.flatten(1), spelt)
         if not carried.all():
-            raise NoTrap(_lost(model, before, name))
+            raise NoTrap(_lost(model, changed, train_mode, spelt, name))
         module = model.get_submodule(name)
         sent = changed[f"{name}.weight"], changed.get(f"{name}.bias")
         try:
@@ -124,7 +146,7 @@ def set_trap(
         changed.update(touched)
     found = input_dense(model, changed, train_mode, input_shape)
     if found is None or found.name != target:
-        raise NoTrap(_lost(model, before, target))
+        raise NoTrap(_lost(model, changed, train_mode, spelt, target))
     if not _switched_off(model, changed, train_mode, spelt[:2], target):
         raise NoTrap(
             f"no ReLU switches the neurons of {target!r} off, so every sample has a part in the "
@@ -200,26 +222,84 @@ def _ran(
 ) -> list[str]:
     """Names of the innermost modules in the order in which they ran, once each."""
     network = network_without(tensors, model, train_mode, samples)
-    ran: list[str] = []
-    for name, module in network.named_modules():
-        if name and not list(module.children()):
-            module.register_forward_hook(lambda *_, name=name: ran.append(name))
-    with torch.no_grad():
-        functional_call(network, dict(tensors), (samples,))
+    ran = _watched(network, tensors, samples, lambda name, *_: name)
     return [name for name in ran if ran.count(name) == 1]
 
 
-def _lost(model: nn.Module, before: list[str], name: str) -> str:
-    """Where a sample gets lost that does not arrive at a layer."""
-    passed = [
-        index
-        for index, earlier in enumerate(before)
-        if isinstance(model.get_submodule(earlier), nn.Conv2d | nn.Linear) and earlier != name
-    ]
-    end = before.index(name) if name in before else len(before)
-    start = max((index + 1 for index in passed if index < end), default=0)
-    between = ", ".join(f"{n!r} ({model.get_submodule(n)})" for n in before[start:end])
-    return (
-        f"the sample cannot be brought to {name!r}: pixels do not arrive there by themselves, "
-        f"scaled and shifted by constants{'; on the way are ' + between if between else ''}"
-    )
+def _watched(
+    network: nn.Module,
+    tensors: Mapping[str, Tensor],
+    samples: Tensor,
+    look: Callable[[str, nn.Module, Any, Any], Seen],
+) -> list[Seen]:
+    """What ``look(name, layer, given, gives)`` sees of each innermost module as it runs."""
+    seen: list[Seen] = []
+
+    def watch(name: str, module: nn.Module) -> None:
+        def hook(layer: nn.Module, given: tuple[Any, ...], gives: Any) -> None:
+            seen.append(look(name, layer, given[0], gives))
+
+        hooks.append(module.register_forward_hook(hook))
+
+    hooks: list[RemovableHandle] = []
+    for name, module in network.named_modules():
+        if name and not list(module.children()):
+            watch(name, module)
+    with torch.no_grad():
+        functional_call(network, dict(tensors), (samples,))
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def _lost(
+    model: nn.Module, tensors: Mapping[str, Tensor], train_mode: bool, spelt: Tensor, target: str
+) -> str:
+    """Where pixels get lost that do not arrive at a layer, and why."""
+    network = network_without(tensors, model, train_mode, spelt)
+
+    def one(_: str, __: nn.Module, ___: Any, gives: Any) -> Any:
+        return gives[-1].flatten().clone() if isinstance(gives, Tensor) else None
+
+    def arrives(features: Any) -> Carried | None:
+        if not isinstance(features, Tensor) or len(features) != len(spelt):
+            return None
+        carried = carried_pixels(features.flatten(1), spelt)
+        return carried if carried.all() else None
+
+    def step(name: str, layer: nn.Module, given: Any, gives: Any) -> Any:
+        return name, layer, arrives(given), arrives(gives), one(name, layer, given, gives)
+
+    last = "the input"
+    # What becomes of a sample must not depend on the others of its batch, either.
+    alone = _watched(network, tensors, spelt[[-1, -1]], one)
+    steps = _watched(network, tensors, spelt, step)
+    for (name, layer, before, behind, sample), other in zip(steps, alone, strict=True):
+        if before is None:
+            return f"the sample gets lost between {last} and {name!r}: {_NOT_ALONE}"
+        if name == target:
+            break
+        if behind is None or not behind.same(sample, other):
+            return f"the sample gets lost at {name!r}, {layer}: {_why(layer)}"
+        last = repr(name)
+    return f"the sample does not arrive at {target!r}: {_NOT_ALONE}"
+
+
+_NOT_ALONE = "pixels do not arrive by themselves, scaled and shifted by constants"
+
+_MAXIMA = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.FractionalMaxPool2d)
+_MEANS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+
+
+def _why(layer: nn.Module) -> str:
+    """What a layer does to pixels that do not arrive behind it."""
+    if getattr(layer, "kernel_size", None) in (1, (1, 1)):
+        return "its windows are single pixels, and its stride steps over the others"
+    if isinstance(layer, _MAXIMA):
+        return (
+            "it hands on the largest pixel of each window, and which one that is depends on the "
+            "sample; a pixel that is the largest of no window is lost, also where windows overlap"
+        )
+    if isinstance(layer, _MEANS):
+        return "it hands on the mean of each window, and no pixel of it by itself"
+    return f"behind it {_NOT_ALONE}"

@@ -13,6 +13,7 @@ from torch.nn import functional
 from fedleak.attacks import Analytic
 from fedleak.attacks.analytic import _blends
 from fedleak.attacks.replay import replay, replayable
+from fedleak.measures.extraction import EXACT
 from fedleak.records import Observation, TrainingFacts
 from fedleak.traps import set_trap, trap_rows
 
@@ -158,6 +159,30 @@ def test_samples_pass_through_convolutions_and_are_read_without_being_told_how(
     got = set(apart.argmin(1).tolist())
     assert got <= isolated and len(isolated - got) <= 1
     assert len(isolated) > 10
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["plain", "hidden"])
+def test_samples_pass_strides_and_are_read_exactly(
+    observe: Observe, digits: tuple[Tensor, Tensor], hidden: bool
+) -> None:
+    """Each stride of two spreads the image over four channels, which are found by probing."""
+    images, labels = digits[0][:20], digits[1][:20]
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 7, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(7, 21, 2, stride=2),
+        nn.ReLU(), nn.MaxPool2d(1), nn.Flatten(), nn.Linear(84, 300), nn.ReLU(), nn.Linear(300, 10),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    settings = {"scaling": 0.6, "sigma": 1e-3, "hidden": hidden, "rng": rng}
+    made = set_trap(model, model.state_dict(), True, (1, 8, 8), **settings)
+    model.load_state_dict({**model.state_dict(), **made})
+    found = Analytic().reconstruct(observe(model, images, labels), seed=0)
+    apart = (found.inputs.flatten(1)[:, None] - images.flatten(1)).abs().amax(2)
+    assert (apart.amin(1) <= EXACT).all()
+    # By brute force: which samples some neuron of the trap sees alone.
+    on = copy.deepcopy(model).double()[:7](images.double()) > 0
+    isolated = set(on[:, on.sum(0) == 1].any(1).nonzero()[:, 0].tolist())
+    assert set(apart.argmin(1).tolist()) == isolated and len(isolated) > 10
 
 
 def test_mixtures_of_two_classes_agree_and_are_told_apart_all_the_same(

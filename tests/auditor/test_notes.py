@@ -66,6 +66,36 @@ def test_a_trap_for_other_samples_than_the_model_is_given(
     assert any("Trap weights were sent" in note for note in read_notes(layout)) == told
 
 
+@pytest.mark.parametrize("server", [TRAP, {"kind": "honest-but-curious"}], ids=["trap", "none"])
+@pytest.mark.parametrize(
+    ("model", "stated", "told"),
+    [(SHIFTED, {}, True), (SHIFTED, SHIFTED, False), ({}, {}, False)],
+    ids=["unsaid", "said", "none to say"],
+)
+def test_samples_outside_of_what_attacks_look_in(
+    server: dict[str, Any],
+    model: dict[str, Any],
+    stated: dict[str, Any],
+    told: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another app normalises what its model is given, and nobody says so."""
+    (tmp_path / "app_of_another.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    scenario = load_scenario(SCENARIO | {"server": server, "model": SCENARIO["model"] | model})
+    layout = RunLayout(run(scenario, directory=tmp_path / "run"))
+    layout.scenario.unlink()
+    facts = {name: tuple(values) for name, values in stated.items()}
+    subject = subject_of_model("app_of_another:Net", (1, 8, 8), **facts)
+    audit(layout.root, attacks=[Analytic()], subject=subject)
+    notes = [note for note in read_notes(layout) if "Neurons agree" in note]
+    assert len(notes) == told and all("values from -1 to 1, but" in note for note in notes)
+        "Neurons agree on samples with values from -1 to 1, b"
+    ] * told
+
+
 def test_batches_that_are_smaller_than_asked_for_are_told(tmp_path: Path) -> None:
     uneven = {"partition": {"kind": "sizes", "sizes": [9, 3]}}
     layout = RunLayout(run(load_scenario(SCENARIO | uneven), directory=tmp_path / "run"))

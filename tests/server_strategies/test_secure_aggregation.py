@@ -206,6 +206,9 @@ def test_readers_are_told_what_is_simulated():
     client = {"client": {"batch_size": 3, "local_steps": 4}}
     (note,) = prepare(scenario(aggregation={"secure_aggregation": 2}, **client)).notes
     assert note.endswith("is an approximation.")
+    chosen = {"audit": {"clients": [3]}}
+    _, note = prepare(scenario(aggregation={"secure_aggregation": 2}, **chosen)).notes
+    assert note.startswith("audit.clients names clients, and each is in a sum with others")
 
 
 def noised(directory, **noise):
