@@ -92,8 +92,6 @@ def test_samples_outside_of_what_attacks_look_in(
     audit(layout.root, attacks=[Analytic()], subject=subject)
     notes = [note for note in read_notes(layout) if "Neurons agree" in note]
     assert len(notes) == told and all("values from -1 to 1, but" in note for note in notes)
-        "Neurons agree on samples with values from -1 to 1, b"
-    ] * told
 
 
 def test_batches_that_are_smaller_than_asked_for_are_told(tmp_path: Path) -> None:
