@@ -345,6 +345,8 @@ def _write_verdicts(layout: RunLayout, verdicts: Sequence[Verdict]) -> None:
         {
             **verdict.expectation.model_dump(mode="json", exclude=IN_STUDIES),
             "measured": verdict.measured,
+            "low": verdict.low,
+            "high": verdict.high,
             "met": verdict.met,
         }
         for verdict in verdicts

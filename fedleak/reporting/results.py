@@ -52,9 +52,9 @@ class Cell(Stored):
 class Expectation(Stored):
     """A published value or a limit beside the value measured; None if none was.
 
-    In a study it is about a cell, or about the difference from that to another one;
-    ``measured`` is the mean over ``repeats`` runs, and ``low`` to ``high`` its 95 % interval,
-    where there is one.
+    In a study it is about a cell, about the difference from that to another one, or about the
+    samples of several cells together; ``measured`` is the mean over ``repeats`` runs. ``low`` to
+    ``high`` is its 95 % interval, where there is one.
     """
 
     metric: str
@@ -62,8 +62,9 @@ class Expectation(Stored):
     layer: str | None = None
     minus_layer: str | None = None
     round: int | None = None
-    cell: str = ""
+    cells: tuple[str, ...] = ()
     minus: str | None = None
+    against: str | None = None
     aggregate: str = ""
     comparison: str
     value: float
@@ -79,6 +80,8 @@ class Expectation(Stored):
     @property
     def subject(self) -> str:
         """What was measured, in words: ``gs median psnr``, ``accuracy in round 5``."""
+        if self.against is not None:
+            return f"Spearman's rho of {self.metric} and {self.against}"
         minus = None if self.minus_layer is None else f"minus {self.minus_layer}"
         when = None if self.round is None else f"in round {self.round}"
         parts = (self.attack, self.aggregate, self.metric, self.layer, minus, when)
@@ -86,19 +89,33 @@ class Expectation(Stored):
 
     @property
     def verdict(self) -> str | None:
-        """Whether what was claimed was seen, and the numbers that decide it; None for none."""
+        """Whether what was claimed was seen, and the numbers that decide it; None for none.
+
+        An interval with values on both sides of the limit decides nothing.
+        """
         if not self.claim:
             return None
-        seen = "Seen" if self.met else "Not seen"
         if self.measured is None:
             return f"Not measured: {self.claim}."
+        seen = "Seen" if self.met else "Not seen"
         said = f"{self.subject} is {text.plain(self.measured)}"
-        if self.low is not None and self.high is not None:
+        if self.low is None or self.high is None:
+            seen += ", without an interval"
+        else:
             said += f", 95 % interval {text.interval(self.low, self.high)}"
+            if self._spans(self.low, self.high):
+                seen = "Undecided"
         wanted = text.requirement(self.comparison, self.value, self.tolerance)
-        where = f" at {self.cell}" if self.cell else ""
+        where = f" over {len(self.cells)} cells" if len(self.cells) > 1 else ""
+        where = f" at {self.cells[0]}" if len(self.cells) == 1 else where
         where += f" minus {self.minus}" if self.minus else ""
         return f"{seen}: {self.claim} ({said}{where}; {wanted} was expected)."
+
+    def _spans(self, low: float, high: float) -> bool:
+        """Whether some values of an interval meet the expectation and others do not."""
+        least = -math.inf if self.comparison == "<=" else self.value - self.tolerance
+        most = math.inf if self.comparison == ">=" else self.value + self.tolerance
+        return low <= most and high >= least and not (least <= low and high <= most)
 
     @property
     def difference(self) -> float | None:

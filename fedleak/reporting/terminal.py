@@ -151,11 +151,8 @@ def _trouble(trouble: Trouble) -> Text:
 
 def compared(expectations: Sequence[Expectation]) -> Table:
     """Published against measured values."""
-    cells = any(expectation.cell for expectation in expectations)
     sources = any(expectation.source for expectation in expectations)
     table = Table(box=None, pad_edge=False, header_style="dim")
-    if cells:
-        table.add_column("cell", overflow="fold")
     table.add_column("expected", overflow="fold")
     for name in ("published", "measured", "difference"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -163,9 +160,7 @@ def compared(expectations: Sequence[Expectation]) -> Table:
     if sources:
         table.add_column("source", overflow="fold")
     for expectation in expectations:
-        minus = f" minus {expectation.minus}" if expectation.minus else ""
         table.add_row(
-            *([outside(expectation.cell + minus)] if cells else []),
             outside(expectation.subject),
             text.requirement(expectation.comparison, expectation.value, expectation.tolerance),
             text.plain(expectation.measured),

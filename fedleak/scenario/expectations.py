@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 from fedleak.measures import BUDGET_METRICS, MEASURES, SCORES
-
-Aggregate = Literal["mean", "median", "min", "max"]
-AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
+from fedleak.scenario.weighing import Aggregate, Found, weigh
 
 SCORED: tuple[str, ...] = (*(score.kind_name() for score in SCORES), *BUDGET_METRICS)
 """What reconstructions are scored by."""
@@ -35,15 +32,10 @@ METRICS = (*SCORED, *MEASURED, *MODEL_METRICS, *CLIENT_METRICS, TIME)
 OVER_ROUNDS = "round"
 """What values go by that are published for several rounds of each cell."""
 
-IN_STUDIES = {"where", "minus", "over", "values"}
+CHOOSING = {"where", "minus", "over", "values"}
 """Fields that choose among a study's cells."""
-
-_FUNCTIONS: dict[Aggregate, Callable[[Sequence[float]], float]] = {
-    "mean": lambda values: float(np.mean(values)),
-    "median": lambda values: float(np.median(values)),
-    "min": min,
-    "max": max,
-}
+IN_STUDIES = {*CHOOSING, "against"}
+"""Fields that only a study has a use for."""
 
 
 def reported_by(metric: str) -> str | None:
@@ -64,16 +56,19 @@ def _known(metric: str) -> str:
     return metric
 
 
+_Metric = Annotated[
+    str,
+    AfterValidator(_known),
+    Field(json_schema_extra={"anyOf": [{"enum": list(METRICS)}, {"pattern": "/"}]}),
+]
+
+
 class Expectation(BaseModel):
     """A value that scores must meet or, in a study, a whole published table of values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    metric: Annotated[
-        str,
-        AfterValidator(_known),
-        Field(json_schema_extra={"anyOf": [{"enum": list(METRICS)}, {"pattern": "/"}]}),
-    ] = Field(
+    metric: _Metric = Field(
         description="what is compared: a score or, in a study, also accuracy, loss, seconds, "
         "train-seconds, bytes-sent, refused, and what a defense reports: update-noise/epsilon"
     )
@@ -97,8 +92,15 @@ class Expectation(BaseModel):
         {},
         description="in a study: compare the difference to the cell that has these values instead",
     )
+    against: _Metric | None = Field(
+        None,
+        description="in a study: compare Spearman's rank correlation of the metric with this "
+        "other one, over the samples of all cells chosen, which count together",
+    )
     aggregate: Aggregate = Field(
-        "median", description="how the scores of all reconstructed samples become one value"
+        "median",
+        description="how the scores of all reconstructed samples become one value; spread is their "
+        "standard deviation as a part of their mean",
     )
     comparison: Literal["==", ">=", "<="] = Field(description="measured COMPARISON value")
     value: float | None = Field(None, description="published value or limit")
@@ -125,6 +127,17 @@ class Expectation(BaseModel):
             raise ValueError("minus_layer needs layer, from which it is subtracted")
         if self.layer is not None and self.minus_layer == self.layer:
             raise ValueError("layer and minus_layer are the same: their difference is 0")
+        if self.against is not None:
+            given = [name for name in ("layer", "minus") if getattr(self, name)]
+            if given:
+                raise ValueError(
+                    f"against compares two metrics of whole samples, without {given[0]}"
+                )
+            for metric in (self.metric, self.against):
+                if not needs_audit(metric):
+                    raise ValueError(f"{metric!r} is not of single samples: against cannot use it")
+            if self.against == self.metric:
+                raise ValueError("against is the metric itself: their correlation is 1")
         if self.over == OVER_ROUNDS:
             if self.round is not None:
                 raise ValueError("give round, or values over the rounds, not both")
@@ -135,16 +148,16 @@ class Expectation(BaseModel):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of an expectation; ``measured`` is None where nothing was scored."""
+    """What became of an expectation; ``measured`` is None where nothing was scored.
+
+    ``low`` to ``high`` is its 95 % interval, where it has one.
+    """
 
     expectation: Expectation
     measured: float | None
     met: bool
-
-
-def aggregated(values: Sequence[float], aggregate: Aggregate) -> float:
-    """One value for several, at least one."""
-    return _FUNCTIONS[aggregate](values)
+    low: float | None = None
+    high: float | None = None
 
 
 def meets(expectation: Expectation, measured: float | None) -> bool:
@@ -164,24 +177,42 @@ def judge(expectation: Expectation, scores: Iterable[Mapping[str, Any]]) -> Verd
 
     Args:
         expectation: What was expected; a single value.
-        scores: Rows with ``round``, ``attack``, ``metric``, ``layer`` and ``value``.
+        scores: Rows of the ledger.
     """
-    rows = list(scores)
+    rows = [
+        row
+        for row in scores
+        if row["metric"] == expectation.metric
+        and expectation.attack in (None, row["attack"])
+        and (expectation.round is None or row["round"] == expectation.round)
+    ]
 
-    def value(layer: str | None) -> float | None:
-        values = [
-            row["value"]
-            for row in rows
-            if row["metric"] == expectation.metric
-            and expectation.attack in (None, row["attack"])
-            and row["layer"] == layer
-            and (expectation.round is None or row["round"] == expectation.round)
-            and not math.isnan(row["value"])
-        ]
-        return aggregated(values, expectation.aggregate) if values else None
+    def in_layer(layer: str | None) -> Found:
+        return found_in(
+            ((row["cell"], row["sample"]), row) for row in rows if row["layer"] == layer
+        )
 
-    measured = value(expectation.layer)
-    if expectation.minus_layer is not None:
-        other = value(expectation.minus_layer)
-        measured = None if measured is None or other is None else measured - other
-    return Verdict(expectation, measured, meets(expectation, measured))
+    minus = None if expectation.minus_layer is None else in_layer(expectation.minus_layer)
+    measured, between = weigh(in_layer(expectation.layer), minus, expectation.aggregate)
+    low, high = between or (None, None)
+    return Verdict(expectation, measured, meets(expectation, measured), low, high)
+
+
+def found_in(rows: Iterable[tuple[Hashable, Mapping[str, Any]]]) -> Found:
+    """What a run gave of one metric in one layer.
+
+    Where a measure gave a value of all samples together, that stands for those of single ones.
+
+    Args:
+        rows: Rows of the ledger, each with what it is about, unique among them.
+    """
+    kept = [(unit, row) for unit, row in rows if not math.isnan(row["value"])]
+    whole = [
+        (unit, row) for unit, row in kept if row.get("measure") is not None and row["sample"] < 0
+    ]
+    chosen = whole or kept
+    own = None
+    if len(chosen) == 1 and chosen[0][1].get("measure") is not None:
+        low, high = (chosen[0][1][end] for end in ("low", "high"))
+        own = None if math.isnan(low) else (low, high)
+    return Found({unit: row["value"] for unit, row in chosen}, own)

@@ -81,16 +81,16 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class Claim:
-    """One published value for one cell, or for the difference of two.
+    """One published value for one cell, for the difference of two, or for several together.
 
     Attributes:
         expectation: With a single ``value``.
-        cell: Name of the cell.
+        cells: Names of the cells: one, or those whose samples count together.
         minus: Name of the cell whose value is subtracted, if any.
     """
 
     expectation: Expectation
-    cell: str
+    cells: tuple[str, ...]
     minus: str | None
 
 
@@ -290,11 +290,15 @@ def _claims(
                 told.append(Problem(path, f"no cell of the matrix has {_words(where)}"))
             for cell in matched:
                 told += _unscored(single, cell)
+            if single.against is not None:
+                claims.append(Claim(single, tuple(cell.name for cell in matched), None))
+                continue
+            for cell in matched:
                 other = _counterpart(cell, single.minus, cells)
                 if single.minus and other is None:
                     message = f"there is no cell that is as {cell.name} but has "
                     told.append(Problem("minus", message + _words(single.minus)))
-                claims.append(Claim(single, cell.name, None if other is None else other.name))
+                claims.append(Claim(single, (cell.name,), None if other is None else other.name))
         problems += [Problem(f"expect.{index}.{p.path}", p.message) for p in told]
     return list(dict.fromkeys(problems)), claims
 
@@ -365,6 +369,12 @@ def _unscored(expectation: Expectation, cell: StudyCell) -> Iterator[Problem]:
         unscored := not_audited(expectation, cell.scenario.audit)
     ):
         yield Problem(unscored[0] or "metric", unscored[1])
+    if expectation.against is not None:
+        if expectation.attack is None and len(cell.scenario.audit.attacks) > 1:
+            yield Problem("attack", "several attacks score the samples: name one of them")
+        other = expectation.model_copy(update={"metric": expectation.against, "against": None})
+        for problem in _unscored(other, cell):
+            yield Problem("against" if problem.path == "metric" else problem.path, problem.message)
 
 
 def _words(settings: Mapping[str, JsonValue]) -> str:

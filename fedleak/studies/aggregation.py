@@ -3,7 +3,8 @@
 The scores of all samples of a run become one value: their mean, median, least and
 greatest. These values of a cell's repeats become a mean, a sample standard deviation
 and a 95 % confidence interval of the mean (Student's t over repeats). The repeats are
-the independent draws, the samples of one run are not: they share a model.
+the independent draws, the samples of one run are not: they share a model. Where there is a
+single repeat, a claim is weighed by the interval within the run (`fedleak.scenario.weighing`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,28 @@ from fedleak.errors import CaptureError
 from fedleak.measures import MEASURES
 from fedleak.scenario import Claim, Scenario, Study, StudyCell, load_study
 from fedleak.scenario.expectations import (
-    AGGREGATES,
-    IN_STUDIES,
+    CHOOSING,
+    MEASURED,
     MODEL_METRICS,
     TIME,
-    Aggregate,
     Expectation,
-    aggregated,
+    found_in,
     meets,
     needs_audit,
     reported_by,
 )
 from fedleak.scenario.matrix import label
+from fedleak.scenario.weighing import (
+    AGGREGATES,
+    Aggregate,
+    Found,
+    Interval,
+    aggregated,
+    interval,
+    rank_correlation,
+    weigh,
+)
 
-CONFIDENCE = 0.95
 AGGREGATION = (
     "The scores of all samples of a run become one value (their mean, median, least or "
     "greatest); mean, standard deviation and 95 % interval (Student's t) are over the repeats."
@@ -93,13 +102,15 @@ _Key = tuple[str | None, str, str | None, int | None]
 
 @dataclass(frozen=True)
 class _Run:
-    """What one finished run gave: values by key, and which attacks came to nothing.
+    """What one finished run gave, and which attacks came to nothing.
 
-    Where a measure gave a single value with a 95 % interval of its own, that is kept.
+    Attributes:
+        found: The values that count, by key.
+        samples: Those of single samples, where there are any.
     """
 
-    scores: Mapping[_Key, Sequence[float]]
-    intervals: Mapping[_Key, tuple[float, float]]
+    found: Mapping[_Key, Found]
+    samples: Mapping[_Key, Mapping[Hashable, float]]
     troubles: Counter[tuple[str, str, str]]
     notes: tuple[str, ...]
 
@@ -153,26 +164,6 @@ def aggregate(directory: str | Path) -> tuple[Measured, ...]:
     return rows
 
 
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % confidence interval of the mean of independent draws (Student's t).
-
-    Returns:
-        None for fewer than two values, or where one is not finite.
-    """
-    # scipy.stats takes a while to import.
-    from scipy import stats
-
-    if len(values) < 2 or not all(map(math.isfinite, values)):
-        return None
-    mean = float(np.mean(values))
-    # scipy's own `sem` takes milliseconds a call, and there are thousands.
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    if error == 0:
-        return mean, mean
-    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=mean, scale=error)
-    return float(low), float(high)
-
-
 def _outcomes(layout: StudyLayout, study: Study, cell: StudyCell) -> list[dict[str, Any]]:
     listed = []
     for repeat in range(study.repeats):
@@ -186,7 +177,6 @@ def _outcomes(layout: StudyLayout, study: Study, cell: StudyCell) -> list[dict[s
 
 def _read_run(directory: Path, scenario: Scenario) -> _Run:
     layout = RunLayout(directory)
-    scores: dict[_Key, list[float]] = defaultdict(list)
     troubles: Counter[tuple[str, str, str]] = Counter()
     granted = () if scenario.audit.known_labels else None
     # By what an attack and a measure are called together: one of each may have the same name.
@@ -201,42 +191,36 @@ def _read_run(directory: Path, scenario: Scenario) -> _Run:
         else:
             usual[None, task.kind] = Cell(0, "", task, {}).parameters
     names: dict[str, str] = {}
+    values: dict[_Key, dict[Hashable, float]] = defaultdict(dict)
     for outcome in finished(layout):
         attack = names[outcome.cell] = _told_apart(outcome, usual)
         if outcome.status == "done":
             for number in (None, outcome.round):
-                scores[attack, TIME, None, number].append(outcome.seconds)
+                values[attack, TIME, None, number][outcome.client, outcome.round] = outcome.seconds
         else:
             troubles[attack, outcome.status, outcome.reason] += 1
-    measured: dict[_Key, list[dict[str, Any]]] = defaultdict(list)
-    for row in _read_scores(layout.results):
-        if not math.isnan(row["value"]):
-            attack = names[row["cell"]]
-            for number in (None, row["round"]):
-                key: _Key = (attack, row["metric"], row["layer"], number)
-                if row.get("measure") is None:
-                    scores[key].append(row["value"])
-                else:
-                    measured[key].append(row)
-    intervals: dict[_Key, tuple[float, float]] = {}
-    for key, rows in measured.items():
-        # A value of all samples stands for those of single ones.
-        whole = [row for row in rows if row["sample"] < 0] or rows
-        scores[key] = [row["value"] for row in whole]
-        if len(whole) == 1 and not math.isnan(whole[0]["low"]):
-            intervals[key] = whole[0]["low"], whole[0]["high"]
     rounds = _rounds(layout)
     for number, metrics in _model_metrics(rounds).items():
         for metric in MODEL_METRICS:
             if metric in metrics:
-                scores[None, metric, None, number].append(metrics[metric])
-    last: dict[tuple[str, str], float] = {}
+                values[None, metric, None, number][number] = metrics[metric]
     for (client, metric, number), value in _client_metrics(rounds).items():
-        scores[None, metric, None, number].append(value)
-        last[client, metric] = value
-    for (_, metric), value in last.items():
-        scores[None, metric, None, None].append(value)
-    return _Run(scores, intervals, troubles, read_notes(layout))
+        values[None, metric, None, number][client] = value
+        # Rounds ascend: of each client the last one stands for the run.
+        values[None, metric, None, None][client] = value
+    rows: dict[_Key, list[tuple[Hashable, dict[str, Any]]]] = defaultdict(list)
+    samples: dict[_Key, dict[Hashable, float]] = defaultdict(dict)
+    for row in _read_scores(layout.results):
+        unit = row["client"], row["round"], row["sample"]
+        for number in (None, row["round"]):
+            key: _Key = (names[row["cell"]], row["metric"], row["layer"], number)
+            rows[key].append((unit, row))
+            if row["sample"] >= 0:
+                samples[key][unit] = row["value"]
+    found = {key: found_in(each) for key, each in rows.items()}
+    found = {key: each for key, each in found.items() if each.values}
+    found |= {key: Found(each) for key, each in values.items()}
+    return _Run(found, samples, troubles, read_notes(layout))
 
 
 def _defaults(kind: type[Component]) -> dict[str, Any]:
@@ -265,7 +249,7 @@ def _read_scores(path: Path) -> list[dict[str, Any]]:
         table = pq.ParquetFile(path).read()
         # The ledgers of attacks that were written before there were measures lack these.
         later = [name for name in ("measure", "low", "high") if name in table.column_names]
-        columns = ["cell", "round", "metric", "layer", "value", "sample", *later]
+        columns = ["cell", "round", "client", "metric", "layer", "value", "sample", *later]
         rows: list[dict[str, Any]] = table.select(columns).to_pylist()
     except (OSError, KeyError, pa.ArrowException) as error:
         raise CaptureError(f"{path} is damaged: {error}") from error
@@ -314,18 +298,16 @@ def _client_metrics(
 
 
 def _rows(cell: str, runs: Mapping[int, _Run]) -> Iterator[Measured]:
-    found = dict.fromkeys(key for run in runs.values() for key in run.scores)
+    found = dict.fromkeys(key for run in runs.values() for key in run.found)
     several = len({key[3] for key in found} - {None}) > 1
     for key in sorted(found, key=lambda key: key[3] or 0):
         if key[3] is not None and not several:
             continue
-        scored = [run.scores[key] for run in runs.values() if key in run.scores]
+        given = [run.found[key] for run in runs.values() if key in run.found]
         attack, metric, layer, number = key
         for how in AGGREGATES:
-            values = [aggregated(scores, how) for scores in scored]
-            between = interval(values)
-            if len(runs) == 1:
-                between = next(iter(runs.values())).intervals.get(key)
+            values = [aggregated([*each.values.values()], how) for each in given]
+            between = given[0].interval if len(runs) == 1 else interval(values)
             yield Measured(
                 cell=cell,
                 attack=attack,
@@ -334,7 +316,7 @@ def _rows(cell: str, runs: Mapping[int, _Run]) -> Iterator[Measured]:
                 round=number,
                 aggregate=how,
                 repeats=len(values),
-                samples=sum(map(len, scored)),
+                samples=sum(len(each.values) for each in given),
                 mean=float(np.mean(values)),
                 sd=None if len(values) < 2 or between is None else float(np.std(values, ddof=1)),
                 low=None if between is None else between[0],
@@ -343,29 +325,21 @@ def _rows(cell: str, runs: Mapping[int, _Run]) -> Iterator[Measured]:
 
 
 def _verdict(claim: Claim, study: Study, runs: _Runs) -> dict[str, Any]:
-    """A published value beside what the cell's repeats gave on average."""
+    """A published value beside what the repeats gave on average.
+
+    The interval is that over the repeats; of a single one, that within the run.
+    """
     expected = claim.expectation
-    values = _claimed(expected, claim.cell, expected.layer, study, runs)
-    others: list[tuple[str, str | None]] = []
-    if expected.minus_layer is not None:
-        others.append((claim.cell, expected.minus_layer))
-    if claim.minus is not None:
-        others.append((claim.minus, expected.layer))
-    for cell, layer in others:
-        other = _claimed(expected, cell, layer, study, runs)
-        values = {repeat: values[repeat] - other[repeat] for repeat in values if repeat in other}
-    measured = float(np.mean(list(values.values()))) if values else None
-    between = interval(list(values.values()))
-    if len(runs[claim.cell]) == 1 and not others:
-        (run,) = runs[claim.cell].values()
-        own = [
-            run.intervals.get((task, expected.metric, expected.layer, expected.round))
-            for task in _counted(expected, claim.cell, study)
-        ]
-        between = next(filter(None, own), None)
+    if expected.against is None:
+        weighed = _weighed(claim, study, runs)
+    else:
+        weighed = _correlated(claim, study, runs)
+    values = [value for value, _ in weighed if value is not None]
+    measured = float(np.mean(values)) if values else None
+    between = weighed[0][1] if len(weighed) == 1 else interval(values)
     return {
-        **expected.model_dump(mode="json", exclude=IN_STUDIES),
-        "cell": claim.cell,
+        **expected.model_dump(mode="json", exclude=CHOOSING),
+        "cells": claim.cells,
         "minus": claim.minus,
         "measured": measured,
         "low": None if between is None else between[0],
@@ -375,28 +349,82 @@ def _verdict(claim: Claim, study: Study, runs: _Runs) -> dict[str, Any]:
     }
 
 
-def _claimed(
-    expectation: Expectation, cell: str, layer: str | None, study: Study, runs: _Runs
-) -> dict[int, float]:
-    """By repeat, the value of a cell in a layer that an expectation is about."""
-    counted = _counted(expectation, cell, study)
-    values = {}
-    for repeat, run in runs[cell].items():
-        scores = [
-            value
-            for attack in counted
-            for value in run.scores.get((attack, expectation.metric, layer, expectation.round), ())
+_Weighed = list[tuple[float | None, Interval | None]]
+
+
+def _weighed(claim: Claim, study: Study, runs: _Runs) -> _Weighed:
+    """Of each repeat that has all that is compared, the value or the difference."""
+    expected = claim.expectation
+    (cell,) = claim.cells
+    here = runs[cell]
+    if claim.minus is None and expected.minus_layer is None:
+        return [
+            weigh(_claimed(expected, cell, expected.layer, study, run), None, expected.aggregate)
+            for run in here.values()
         ]
-        if scores:
-            values[repeat] = aggregated(scores, expectation.aggregate)
-    return values
+    other = claim.minus or cell
+    layer = expected.minus_layer or expected.layer
+    return [
+        weigh(
+            _claimed(expected, cell, expected.layer, study, here[repeat]),
+            _claimed(expected, other, layer, study, runs[other][repeat]),
+            expected.aggregate,
+        )
+        for repeat in here
+        if repeat in runs[other]
+    ]
 
 
-def _counted(expectation: Expectation, cell: str, study: Study) -> list[str | None]:
-    """The attacks and measures whose values an expectation is about."""
-    if not needs_audit(expectation.metric):
+def _correlated(claim: Claim, study: Study, runs: _Runs) -> _Weighed:
+    """Of each repeat, Spearman's rho over the samples of all cells together."""
+    expected = claim.expectation
+    weighed = []
+    for repeat in range(study.repeats):
+        pairs: dict[Hashable, list[tuple[float, float]]] = defaultdict(list)
+        for cell in claim.cells:
+            if (run := runs[cell].get(repeat)) is None:
+                continue
+            one, other = (
+                _of_samples(metric, expected, cell, study, run)
+                for metric in (expected.metric, str(expected.against))
+            )
+            for unit in one.keys() & other.keys():
+                pairs[unit].append((one[unit], other[unit]))
+        if pairs:
+            weighed.append(rank_correlation(pairs))
+    return weighed
+
+
+def _of_samples(
+    metric: str, expectation: Expectation, cell: str, study: Study, run: _Run
+) -> dict[Hashable, float]:
+    found: dict[Hashable, float] = {}
+    for task in _counted(metric, expectation, cell, study):
+        found |= run.samples.get((task, metric, None, expectation.round), {})
+    return {unit: value for unit, value in found.items() if not math.isnan(value)}
+
+
+def _claimed(
+    expectation: Expectation, cell: str, layer: str | None, study: Study, run: _Run
+) -> Found:
+    """What a run of a cell gave of what an expectation is about, in a layer."""
+    given = [
+        (task, run.found[key])
+        for task in _counted(expectation.metric, expectation, cell, study)
+        if (key := (task, expectation.metric, layer, expectation.round)) in run.found
+    ]
+    if len(given) == 1:
+        return given[0][1]
+    return Found(
+        {(task, unit): value for task, each in given for unit, value in each.values.items()}
+    )
+
+
+def _counted(metric: str, expectation: Expectation, cell: str, study: Study) -> list[str | None]:
+    """The attacks and measures whose values of a metric an expectation is about."""
+    if not needs_audit(metric):
         return [None]
-    if expectation.attack is not None:
+    if expectation.attack is not None and metric not in MEASURED:
         return [expectation.attack]
     (scenario,) = (each.scenario for each in study.cells if each.name == cell)
     # Without an attack named, all of the scenario's count; not those that were added later.

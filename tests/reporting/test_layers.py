@@ -86,16 +86,26 @@ def test_what_was_claimed_is_told_with_its_numbers(builder: RunBuilder) -> None:
         "comparison": ">=", "value": 0.0, "measured": 0.25, "met": True,
         "claim": "the first layer is steeper",
     }  # fmt: skip
-    builder.expectations = [expected, {**expected, "measured": -1.0, "met": False}]
-    builder.expectations.append({**expected, "measured": None, "met": False})
-    told = [e.verdict for e in read_results(builder.write()).expectations]
-    assert told == [
-        "Seen: the first layer is steeper (median slope-norm conv1 minus fc1 is 0.25; ≥ 0 was "
-        "expected).",
-        "Not seen: the first layer is steeper (median slope-norm conv1 minus fc1 is −1; ≥ 0 was "
-        "expected).",
-        "Not measured: the first layer is steeper.",
+    ends = {"low": 0.125, "high": 0.375}
+    builder.expectations = [
+        expected,
+        {**expected, **ends},
+        {**expected, **ends, "low": -0.25},
+        {**expected, "measured": -1.0, "met": False, "low": -2.0, "high": -0.5},
+        {**expected, "measured": -1.0, "met": False, "low": -2.0, "high": 0.0},
+        {**expected, **ends, "comparison": "==", "value": 0.5, "tolerance": 0.25},
+        {**expected, "measured": None, "met": False},
     ]
+    told = [e.verdict for e in read_results(builder.write()).expectations]
+    words = [said.partition(": the first layer")[0] for said in told if said]
+    assert words == [
+        "Seen, without an interval", "Seen", "Undecided", "Not seen", "Undecided", "Undecided",
+        "Not measured",
+    ]  # fmt: skip
+    assert told[2] == (
+        "Undecided: the first layer is steeper (median slope-norm conv1 minus fc1 is 0.25, 95 % "
+        "interval −0.25 to 0.375; ≥ 0 was expected)."
+    )
 
 
 def test_a_claim_that_is_refuted_is_told_first_and_in_red(builder: RunBuilder) -> None:

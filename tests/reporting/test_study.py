@@ -35,7 +35,7 @@ Build = Callable[..., Path]
 def expected(cell: str, value: float, measured: float | None, **more: Any) -> dict[str, Any]:
     return {
         "metric": "psnr", "aggregate": "mean", "comparison": "==", "value": value,
-        "measured": measured, "met": measured == value, "cell": cell, "repeats": 2, **more,
+        "measured": measured, "met": measured == value, "cells": [cell], "repeats": 2, **more,
     }  # fmt: skip
 
 
@@ -390,3 +390,25 @@ def test_a_study_of_defenses_draws_accuracy_against_leakage(build: Build) -> Non
 
 def test_a_study_of_something_else_draws_none(build: Build) -> None:
     assert trades(read_study(build(accuracies=[[0.9], [0.8]]))) == []
+
+
+def test_what_several_cells_show_together(build: Build) -> None:
+    correlation = {
+        "metric": "i2f", "against": "mse", "aggregate": "median", "comparison": ">=", "value": 0.5,
+        "measured": 0.75, "low": 0.25, "high": 0.875, "met": True, "repeats": 2,
+        "claim": "they rise together", "cells": ["cell-0", "cell-1"],
+    }  # fmt: skip
+    settings = {"model.kind": "lenet"}
+    place = build(
+        settings=lambda i: {**settings, "client.batch_size": str(2**i)},
+        expectations=[correlation, expected("cell-0", 40.0, 40.0)],
+    )
+    markdown = study_markdown(place)
+    assert (
+        "Undecided: they rise together (Spearman's rho of i2f and mse is 0.75, 95 % interval 0.25 "
+        "to 0.875 over 2 cells; ≥ 0.5 was expected)." in markdown
+    )
+    assert "| Spearman's rho of i2f and mse | ≥ 0.5 | 0.75 (0.25 to 0.875) |" in markdown
+    text = "\n".join(printed(place))
+    assert "≥ 0.5 / 0.75" in text and "40 / 40" in text
+    assert "Spearman" in report(place).read_text()

@@ -15,8 +15,12 @@ def rows(
     *values: float, attack: str = "gs", metric: str = "psnr", layer: str | None = None
 ) -> list[dict[str, Any]]:
     return [
-        {"attack": attack, "metric": metric, "value": value, "layer": layer} for value in values
-    ]
+        {
+            "cell": attack, "round": 1, "attack": attack, "measure": None, "metric": metric,
+            "value": value, "layer": layer, "sample": sample,
+        }
+        for sample, value in enumerate(values)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -65,10 +69,8 @@ def test_a_layer_is_compared_by_itself() -> None:
 
 
 def test_two_layers_are_compared_with_each_other() -> None:
-    scores = [
-        {"round": 1, "attack": None, "metric": "jacobian-f-norm", "layer": layer, "value": value}
-        for layer, value in (("conv1", 5.0), ("conv1", 7.0), ("fc1", 1.5))
-    ]
+    metric = "jacobian-f-norm"
+    scores = rows(5.0, 7.0, metric=metric, layer="conv1") + rows(1.5, metric=metric, layer="fc1")
     steeper = Expectation(
         metric="jacobian-f-norm", layer="conv1", minus_layer="fc1", comparison=">=", value=0
     )

@@ -177,7 +177,7 @@ def expecting(tiny: Tiny, **more: Any) -> dict[str, Any]:
 
 def test_an_expectation_is_about_the_cells_it_chooses(tiny: Tiny) -> None:
     study = load_study(expecting(tiny, where={"client.lr": 0.2}))
-    assert [claim.cell for claim in study.claims] == [
+    assert [claim.cells[0] for claim in study.claims] == [
         "data.kind=digits,client.lr=0.2",
         "data.kind=mnist-5k,client.lr=0.2",
     ]
@@ -195,7 +195,7 @@ def test_a_published_table_in_one_block(tiny: Tiny) -> None:
             where={"data.kind": "digits"},
         )
     )
-    assert [(claim.cell, claim.expectation.value) for claim in study.claims] == [
+    assert [(*claim.cells, claim.expectation.value) for claim in study.claims] == [
         ("data.kind=digits,client.lr=0.1", 7.0),
         ("data.kind=digits,client.lr=0.3", 9.0),
     ]
@@ -208,7 +208,7 @@ def test_published_values_over_the_rounds_of_a_cell(tiny: Tiny) -> None:
     raw["federation"]["rounds"] = 3
     claims = load_study(raw).claims
     assert [(c.expectation.round, c.expectation.value) for c in claims] == [(1, 7.0), (3, 9.0)]
-    assert {c.cell for c in claims} == {"data.kind=digits,client.lr=0.2"}
+    assert {c.cells for c in claims} == {("data.kind=digits,client.lr=0.2",)}
     raw["federation"]["rounds"] = 2
     assert "there is no round 3" in problems(raw)["expect.0.round"]
     raw["expect"][0]["values"] = {"0": 7.0}
@@ -219,7 +219,7 @@ def test_published_values_over_the_rounds_of_a_cell(tiny: Tiny) -> None:
 
 def test_one_cell_against_another(tiny: Tiny) -> None:
     study = load_study(expecting(tiny, where={"client.lr": 0.2}, minus={"client.lr": 0.3}))
-    assert [(claim.cell, claim.minus) for claim in study.claims] == [
+    assert [(*claim.cells, claim.minus) for claim in study.claims] == [
         ("data.kind=digits,client.lr=0.2", "data.kind=digits,client.lr=0.3"),
         ("data.kind=mnist-5k,client.lr=0.2", "data.kind=mnist-5k,client.lr=0.3"),
     ]

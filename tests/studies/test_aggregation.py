@@ -260,12 +260,12 @@ def test_published_values_beside_measured_ones(written: Callable[..., Written]) 
         study.run(TWO, repeat, [30.0])
     aggregate(study.root)
     first, second = study.summary()["expectations"]
-    assert (first["cell"], first["value"], first["measured"], first["met"]) == (
+    assert (*first["cells"], first["value"], first["measured"], first["met"]) == (
         ONE, 15.5, 15.5, True,
     )  # fmt: skip
     # 11 and 20: half of their distance times the 97.5 % point for one degree of freedom.
     assert first["high"] - first["measured"] == pytest.approx(4.5 * 12.706205, rel=1e-6)
-    assert (second["cell"], second["measured"], second["met"]) == (TWO, 30.0, False)
+    assert (*second["cells"], second["measured"], second["met"]) == (TWO, 30.0, False)
     assert {"where", "over", "values"}.isdisjoint(first)
 
 
@@ -345,3 +345,46 @@ def test_what_clients_report_stands_beside_the_scores(
     assert means("refused") == [0.0, 0.5, pytest.approx(1 / 3)]
     assert value(rows, ONE, "update-noise/epsilon", "max").mean == 5.0
     assert "train_loss" not in {row.metric for row in rows}
+
+
+def test_rank_correlations_are_over_the_samples_of_all_cells(
+    written: Callable[..., Written],
+) -> None:
+    def claim(**where: Any) -> dict[str, Any]:
+        return {
+            "metric": "psnr", "against": "ssim", "comparison": ">=", "value": 0.5, "where": where,
+        }  # fmt: skip
+
+    study = written(expect=[claim(), claim(**{"client.batch_size": 2})])
+    psnr = {ONE: [1.0, 2.0, 3.0, 4.0], TWO: [11.0, 12.0, 13.0, 14.0, math.nan]}
+    ssim = {ONE: [0.4, 0.3, 0.2, 0.1], TWO: [0.8, 0.7, 0.6, 0.5, 0.9]}
+    for cell, values in psnr.items():
+        study.run(cell, 0, values)
+        path = RunLayout(study.layout.run(cell, 0)).results
+        rows = pq.ParquetFile(path).read().to_pylist()
+        more = [{**row, "metric": "ssim", "value": ssim[cell][row["sample"]]} for row in rows]
+        write_ledger(path, [*rows, *more])
+    aggregate(study.root)
+    together, within = study.summary()["expectations"]
+    # Ranks 1 to 8 against 4, 3, 2, 1, 8, 7, 6, 5: squared differences 2 * (9 + 1 + 1 + 9).
+    assert together["measured"] == pytest.approx(1 - 6 * 40 / (8 * 63))
+    assert within["measured"] == pytest.approx(-1.0)
+    assert (together["cells"], within["cells"]) == ([ONE, TWO], [TWO])
+    assert (together["met"], within["met"]) == (True, False)
+    assert together["low"] is None, "four samples are too few for an interval"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"against": "psnr"}, "the metric itself"),
+        ({"against": "accuracy"}, "'accuracy' is not of single samples"),
+        ({"against": "ssim", "minus": {"client.batch_size": 2}}, "without minus"),
+        ({"against": "ssmi"}, "'ssmi' is not one of"),
+        ({"against": "i2f"}, "nothing measures it"),
+    ],
+)
+def test_correlations_that_cannot_be_are_refused(tiny: Tiny, more: Any, said: str) -> None:
+    expected = {"metric": "psnr", "comparison": ">=", "value": 0.5, **more}
+    with pytest.raises(ScenarioError, match=said):
+        load_study(tiny(expect=[expected]))

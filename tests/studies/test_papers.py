@@ -84,12 +84,13 @@ def reduced(name: str) -> dict[str, Any]:
     document = read_document(document, overrides)
     last = document["federation"].get("rounds", 1)
     for claim in study.claims:
-        if claim.cell in cells and (claim.minus is None or claim.minus in cells):
+        (cell,) = claim.cells
+        if cell in cells and (claim.minus is None or claim.minus in cells):
             expected = claim.expectation.model_dump(mode="json", exclude_none=True)
             if expected["comparison"] == "==":
                 expected["tolerance"] += SCATTER
             if expected.get("round", 1) <= last:
-                document["expect"].append({**expected, "where": dict(cells[claim.cell])})
+                document["expect"].append({**expected, "where": dict(cells[cell])})
     return document
 
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from fedleak.reporting import text
 from fedleak.reporting.results import Expectation
 from fedleak.reporting.study.results import StudyCell, StudyResults
-from fedleak.reporting.study.tables import in_words, place_beside, plus_minus
+from fedleak.reporting.study.tables import (
+    claimed_of,
+    place_beside,
+    plus_minus,
+    settings,
+    what_is_claimed,
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +23,8 @@ class Compared:
 
     Attributes:
         expectation: It.
-        cell: The cell that it is about.
+        cell: The cell that it is about; of several, what they have in common.
+        settings: What sets that apart, by shortened key.
         what: What was measured, and minus which other cell.
         published: The value, with its sign where it is a limit.
         tolerance: Empty where there is none.
@@ -27,6 +34,7 @@ class Compared:
 
     expectation: Expectation
     cell: StudyCell
+    settings: dict[str, str]
     what: str
     published: str
     tolerance: str
@@ -47,20 +55,22 @@ def compared(results: StudyResults) -> list[Compared]:
     attacks = {value.attack for value in results.values} - {None}
     told = []
     for e in results.expectations:
-        what = in_words(results, e.metric, e.aggregate, e.round)
+        cell = claimed_of(results, e)
+        what = what_is_claimed(results, e)
         if e.attack and attacks != {e.attack}:
             what = f"{e.attack} {what}"
         if e.layer:
             what += f" of {e.layer}" + (f" minus {e.minus_layer}" if e.minus_layer else "")
         if e.minus:
-            what += f" minus {place_beside(results, cells[e.minus], cells[e.cell])}"
+            what += f" minus {place_beside(results, cells[e.minus], cell)}"
         measured = plus_minus(e.measured, e.low, e.high)
         if e.measured is not None and e.repeats != results.repeats:
             measured += f" (n = {e.repeats})"
         told.append(
             Compared(
                 expectation=e,
-                cell=cells[e.cell],
+                cell=cell,
+                settings=settings(results, cell),
                 what=what,
                 published=text.requirement(e.comparison, e.value, 0).removeprefix("= "),
                 tolerance=f"± {text.plain(e.tolerance)}" if e.tolerance else "",

@@ -124,8 +124,10 @@ def _by_round(results: StudyResults, course: Course) -> dict[str, list[_Point]]:
 def _expected(results: StudyResults, value: Value) -> Expectation | None:
     for expected in results.expectations:
         if (
-            (expected.cell, expected.metric, expected.layer, expected.round)
-            == (value.cell, value.metric, value.layer, value.round)
+            (expected.metric, expected.layer, expected.round)
+            == (value.metric, value.layer, value.round)
+            and expected.cells == (value.cell,)
+            and expected.against is None
             and (value.attack is None or expected.aggregate == value.aggregate)
             and expected.attack in (None, value.attack)
             and expected.minus is None

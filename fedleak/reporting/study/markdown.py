@@ -59,7 +59,7 @@ def _published(results: StudyResults) -> _Table:
     head = [*keys, "value", "published", "tolerance", "measured", "difference", "met", "source"]
     rows = [
         [
-            *settings(results, each.cell).values(),
+            *each.settings.values(),
             each.what,
             each.published,
             each.tolerance,

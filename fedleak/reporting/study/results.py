@@ -163,7 +163,7 @@ def read_study(directory: Path) -> StudyResults:
     told = tuple(
         e
         for e in summary.expectations
-        if e.measured is not None or not unfinished & {e.cell, e.minus}
+        if e.measured is not None or not unfinished & {*e.cells, e.minus}
     )
     return StudyResults(
         layout=layout,

@@ -19,6 +19,7 @@ _LEAKAGE = ("psnr", "extraction-recall")
 _DEFENDED = ("client.defenses", "aggregation.")
 _LAST = ("loss", *_COSTS, "seconds")
 _MOST_DECIMALS = 4
+_LOPSIDED = 0.1
 _WORST = 3
 
 _Measure = tuple[str, str, int | None]
@@ -147,7 +148,11 @@ def metric_aggregates(results: StudyResults) -> dict[str, str]:
     """For each metric how samples become the value that is shown: as published, else mean."""
     chosen = {}
     for metric in metrics(results):
-        published = Counter(e.aggregate for e in results.expectations if e.metric == metric)
+        published = Counter(
+            e.aggregate
+            for e in results.expectations
+            if e.metric == metric and e.aggregate in {value.aggregate for value in results.values}
+        )
         chosen[metric] = published.most_common(1)[0][0] if published else "mean"
     return chosen
 
@@ -190,10 +195,13 @@ def with_interval(value: Value | None) -> str:
 
 
 def plus_minus(mean: float | None, low: float | None, high: float | None) -> str:
-    """A mean and half of its interval, both to the interval's second digit."""
+    """A mean and half of its interval, both to the interval's second digit; of an interval that
+    reaches further to one side, both ends."""
     if mean is None or low is None or high is None or not high > low:
         return text.plain(mean)
     half = (high - low) / 2
+    if abs(low + high - 2 * mean) > _LOPSIDED * half:
+        return f"{text.plain(mean)} ({text.interval(low, high)})"
     decimals = min(max(1 - math.floor(math.log10(half)), 0), _MOST_DECIMALS)
     return f"{mean:.{decimals}f} ± {half:.{decimals}f}".replace("-", "−")
 
@@ -228,14 +236,33 @@ def worst_missed(results: StudyResults) -> list[str]:
     for e in by_miss(results.expectations)[:_WORST]:
         if e.met:
             break
-        what = in_words(results, e.metric, e.aggregate, e.round)
-        where = place(results, cells[e.cell])
+        cell = claimed_of(results, e)
+        where = place(results, cell)
         if e.minus:
-            where += f" minus {place_beside(results, cells[e.minus], cells[e.cell])}"
+            where += f" minus {place_beside(results, cells[e.minus], cell)}"
+        what = what_is_claimed(results, e)
         measured = "not measured" if e.measured is None else text.plain(e.measured)
         expected = text.requirement(e.comparison, e.value, e.tolerance).removeprefix("= ")
         said.append(f"{what} at {where}: {measured}, expected {expected}")
     return said
+
+
+def claimed_of(results: StudyResults, expectation: Expectation) -> StudyCell:
+    """The cell that an expectation is about; of several together, what they have in common."""
+    cells = [cell for cell in results.cells if cell.name in expectation.cells]
+    if len(cells) == 1:
+        return cells[0]
+    shared = set.intersection(*(set(cell.settings.items()) for cell in cells))
+    return StudyCell(name=", ".join(expectation.cells), settings=dict(shared), runs=())
+
+
+def what_is_claimed(results: StudyResults, expectation: Expectation) -> str:
+    """The metric that an expectation is about, or the two whose correlation it is about."""
+    if expectation.against is not None:
+        return expectation.subject
+    if expectation.aggregate == "spread":
+        return f"spread of {expectation.metric}"
+    return in_words(results, expectation.metric, expectation.aggregate, expectation.round)
 
 
 def by_miss(expectations: Sequence[Expectation]) -> list[Expectation]:
@@ -298,8 +325,13 @@ def failures(results: StudyResults) -> list[tuple[str, int]]:
 def note_on_intervals(results: StudyResults) -> str:
     """What stands behind the ± or why there is none."""
     if results.repeats == 1:
-        if any(value.low is not None for value in results.values):
-            return "One repeat: 95 % intervals only where a measure has its own."
+        lows = [value.low for value in results.values]
+        lows += [expected.low for expected in results.expectations]
+        if any(low is not None for low in lows):
+            return (
+                "One repeat: 95 % intervals are a measure's own, or over the samples of the run, "
+                "which share a model."
+            )
         return "One repeat: no interval."
     return f"Mean over {results.repeats} repeats ± half its 95 % interval (Student's t)."
 

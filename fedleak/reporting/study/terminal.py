@@ -115,7 +115,12 @@ def _compared(results: StudyResults) -> list[RenderableType]:
     if not told:
         return []
     side = side_by_side(told)
-    shown = [cell for cell in results.cells if cell.name in side.rows]
+    order = {cell.name: position for position, cell in enumerate(results.cells)}
+    # What several cells share comes after what single ones have.
+    shown = sorted(
+        {each.cell.name: each.cell for each in told}.values(),
+        key=lambda cell: order.get(cell.name, len(order)),
+    )
     heads = _cells(results, [settings(results, cell) for cell in shown])
     values = [
         _Column(head, [row[head].pair if head in row else "" for row in rows])
@@ -134,7 +139,7 @@ def _misses(results: StudyResults, told: Sequence[Compared]) -> list[RenderableT
     if not missed:
         return []
     shown = missed[:MOST_LINES]
-    heads = _cells(results, [settings(results, each.cell) for each in shown])
+    heads = _cells(results, [each.settings for each in shown])
     heads.append(_Column("missed", [each.what for each in shown]))
     values = [
         _Column("published", [f"{each.published} {each.tolerance}".strip() for each in shown]),
