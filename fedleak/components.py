@@ -19,6 +19,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Discriminator, GetCoreSchemaHandler, Tag
 from pydantic_core import CoreSchema
 
+from fedleak.records import Setting
+
 CUSTOM_KIND = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 
@@ -33,6 +35,14 @@ class Component(BaseModel):
     def kind_name(cls) -> str:
         """The component's name in a scenario, from the default of its ``kind`` field."""
         return str(cls.model_fields["kind"].default)
+
+
+class Applicable(Component):
+    """Base of what works on updates, and says up front where it cannot."""
+
+    def unsupported(self, setting: Setting) -> str | None:
+        """Say in one sentence why it cannot work here, or return None."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,26 @@ def training_facts(known: Mapping[str, float]) -> TrainingFacts | None:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What updates come from: what attacks, defenses and measures are asked to work with.
+
+    Attributes:
+        model: The architecture as a client trains it, with weights that are sent.
+        facts: What a client discloses of its training.
+        input_shape: ``*input`` of one sample.
+        classes: Number of classes ``K``.
+        data: The federation's samples with their attributes; None where they are not known, and
+            always for attacks and defenses.
+    """
+
+    model: nn.Module
+    facts: TrainingFacts
+    input_shape: tuple[int, ...]
+    classes: int
+    data: DataSplits | None = None
+
+
+@dataclass(frozen=True)
 class Capture:
     """What the central party kept of one client in one round.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor, nn
 
-from fedleak.components import Component
+from fedleak.components import Applicable
 from fedleak.records import TrainingFacts
 from fedleak.seeding import derive, stream
 
@@ -64,7 +64,7 @@ class Turn:
         return stream(self.seed, f"defense/{self.label}", self.client, self.round)
 
 
-class Defense(Component, ABC):
+class Defense(Applicable, ABC):
     """Something a client does for its privacy, in one or more of four places.
 
     `receive` looks at what came in, `training` wraps local training, `step` acts within each
@@ -89,19 +89,6 @@ class Defense(Component, ABC):
         """Whether batches are to be Poisson samples; else they are consecutive parts of
         shuffled epochs."""
         return False
-
-    @abstractmethod
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
-        """Say in one sentence why the defense cannot work here, or return None.
-
-        Args:
-            model: The architecture as a client trains it.
-            facts: What a client discloses of its training.
-            input_shape: ``*input`` of one sample.
-            classes: Number of classes.
-        """
 
     def note(self, model: nn.Module, facts: Sequence[TrainingFacts]) -> str | None:
         """A sentence that a reader of the results must know, if there is one.

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from clients.defenses.defense import Defense, Metrics, Step, Turn, Update
-from fedleak.records import TrainingFacts
+from fedleak.records import Setting, TrainingFacts
 
 _LARGEST = 1e6
 """Noise multiplier beyond which Opacus looks no further."""
@@ -107,11 +107,10 @@ class DpSgd(Defense):
     def poisson(self) -> bool:
         return self.sampling == "poisson"
 
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
+    def unsupported(self, setting: Setting) -> str | None:
         if self.clipping == "none":
             return None
+        facts = setting.facts
         if not facts.train_mode:
             return (
                 "Opacus takes per-sample gradients in training mode only; set client.train_mode = "
@@ -132,7 +131,7 @@ class DpSgd(Defense):
                 )
         from clients.per_sample import untrainable
 
-        return untrainable(model, input_shape, self.clipping)
+        return untrainable(setting.model, setting.input_shape, self.clipping)
 
     def note(self, model: nn.Module, facts: Sequence[TrainingFacts]) -> str | None:
         if self.noise_multiplier == 0:

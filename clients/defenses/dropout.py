@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clients.defenses.defense import Defense, Step, Turn
 from fedleak.errors import nearest
 from fedleak.models import DROPOUT_NOTE
-from fedleak.records import TrainingFacts
+from fedleak.records import Setting, TrainingFacts
 
 
 class Dropout(Defense):
@@ -33,10 +33,8 @@ class Dropout(Defense):
         None, min_length=1, description="names of the dense layers to drop inputs of; default all"
     )
 
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
-        dense = _dense(model)
+    def unsupported(self, setting: Setting) -> str | None:
+        dense = _dense(setting.model)
         if not dense:
             return "it drops inputs of dense layers; this model has none"
         for layer in self.layers or ():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clients.defenses.defense import Defense, Metrics, Turn
 from fedleak.gradients import Curvature, UpdateMap, eigen_noise
-from fedleak.records import TrainingFacts
+from fedleak.records import Setting
 
 _MOST = 4096
 """Values of a batch up to which ``JJ'``, one row for each, is factorised."""
@@ -40,14 +40,13 @@ class EigenNoise(Defense):
     )
     scale: float = Field(1e-3, gt=0, le=1e9, description="Euclidean norm of the noise")
 
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
-        if len(input_shape) != 3:
-            return f"differentiates in pixels, and samples of shape {input_shape} are no images"
+    def unsupported(self, setting: Setting) -> str | None:
+        shape, facts = setting.input_shape, setting.facts
+        if len(shape) != 3:
+            return f"differentiates in pixels, and samples of shape {shape} are no images"
         if facts.steps > 1:
             return f"is defined for the gradient of one local step, not for {facts.steps}"
-        size = facts.batch_size * torch.Size(input_shape).numel()
+        size = facts.batch_size * torch.Size(shape).numel()
         if size > _MOST:
             return f"a batch has {size} values, more than the {_MOST} that it can take apart"
         return None

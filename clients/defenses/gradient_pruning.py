@@ -10,7 +10,7 @@ from torch import nn
 from clients.defenses.defense import Defense, Metrics, Turn, Update
 from clients.defenses.protected import no_such_layer, protected
 from clients.defenses.sparsity import Scope, smallest_zeroed
-from fedleak.records import TrainingFacts
+from fedleak.records import Setting
 
 
 class GradientPruning(Defense):
@@ -30,10 +30,8 @@ class GradientPruning(Defense):
         None, min_length=1, description="names of the layers or parameters to prune; default all"
     )
 
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
-        return no_such_layer(model, self.layers or ())
+    def unsupported(self, setting: Setting) -> str | None:
+        return no_such_layer(setting.model, self.layers or ())
 
     def release(self, update: Update, model: nn.Module, turn: Turn) -> tuple[Update, Metrics]:
         chosen = {name: update[name] for name in protected(update, self.layers)}

@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from clients.defenses.defense import FLOAT_BYTES, Defense, Metrics, Turn, Update
-from fedleak.records import TrainingFacts
 
 
 class Quantise(Defense):
@@ -34,11 +33,6 @@ class Quantise(Defense):
     rounding: Literal["stochastic", "nearest"] = Field(
         "stochastic", description="to one of both levels around at random, or to the nearest"
     )
-
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
-        return None
 
     def release(self, update: Update, model: nn.Module, turn: Turn) -> tuple[Update, Metrics]:
         rng = turn.rng

@@ -12,7 +12,7 @@ from clients.defenses.defense import Defense, Metrics, Turn
 from fedleak.errors import nearest
 from fedleak.gradients import Representation, dense_layers
 from fedleak.models import has_dropout
-from fedleak.records import TrainingFacts
+from fedleak.records import Setting
 
 
 class Soteria(Defense):
@@ -52,10 +52,8 @@ class Soteria(Defense):
         None, description="name of the defended dense layer; default the first that samples reach"
     )
 
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
-        trained = _trained(model)
+    def unsupported(self, setting: Setting) -> str | None:
+        trained = _trained(setting.model)
         if not trained:
             return "it defends a dense layer; this model trains none"
         if self.layer is not None and self.layer not in trained:
@@ -63,11 +61,11 @@ class Soteria(Defense):
                 f"no dense layer {self.layer!r} is trained; there are: "
                 f"{', '.join(trained)}.{nearest(self.layer, trained)}"
             )
-        if any(isinstance(module, nn.Embedding) for module in model.modules()):
+        if any(isinstance(module, nn.Embedding) for module in setting.model.modules()):
             return "it differentiates in the numbers of a sample; this model takes tokens"
-        if facts.train_mode and has_dropout(model):
+        if setting.facts.train_mode and has_dropout(setting.model):
             return "dropout draws other masks in each pass; set client.train_mode = false"
-        usable = defendable(model, facts.train_mode, input_shape)
+        usable = defendable(setting.model, setting.facts.train_mode, setting.input_shape)
         if not usable or self.layer not in {None, *usable}:
             return (
                 "what the layer is given must be one vector a sample that depends on no other "

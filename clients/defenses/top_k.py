@@ -11,7 +11,6 @@ from torch import nn
 
 from clients.defenses.defense import FLOAT_BYTES, Defense, Metrics, Turn, Update
 from clients.defenses.sparsity import Scope, smallest_zeroed
-from fedleak.records import TrainingFacts
 
 _INDEX_BYTES = 4
 
@@ -39,11 +38,6 @@ class TopK(Defense):
     error_feedback: bool = Field(
         False, description="whether what was left out is added to the client's next update"
     )
-
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
-        return None
 
     def release(self, update: Update, model: nn.Module, turn: Turn) -> tuple[Update, Metrics]:
         left = turn.state.array_records.get(turn.label)

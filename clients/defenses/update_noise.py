@@ -14,7 +14,7 @@ from torch import nn
 from clients.defenses.defense import Defense, Metrics, Turn, Update
 from clients.defenses.protected import no_such_layer, protected
 from fedleak.privacy import gaussian_epsilon
-from fedleak.records import TrainingFacts
+from fedleak.records import Setting, TrainingFacts
 
 
 class UpdateNoise(Defense):
@@ -57,10 +57,8 @@ class UpdateNoise(Defense):
     )
     delta: float = Field(1e-5, gt=0, lt=1, description="delta at which epsilon is reported")
 
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
-        return no_such_layer(model, self.layers or ())
+    def unsupported(self, setting: Setting) -> str | None:
+        return no_such_layer(setting.model, self.layers or ())
 
     def note(self, model: nn.Module, facts: Sequence[TrainingFacts]) -> str | None:
         lacking = self._lacking(model)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clients.defenses.defense import Defense, Metrics, Turn
 from fedleak.errors import RoundRefused
-from fedleak.records import TrainingFacts
+from fedleak.records import Setting
 
 CHANCE = 0.001
 """Probability with which a fresh layer, by chance, shows anything of a mark."""
@@ -67,10 +67,8 @@ class WeightInspection(Defense):
         "only reports",
     )
 
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
-        if _layers(model):
+    def unsupported(self, setting: Setting) -> str | None:
+        if _layers(setting.model):
             return None
         return "it inspects dense layers and convolutions; this model has none"
 

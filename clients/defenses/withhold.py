@@ -10,7 +10,7 @@ from torch import nn
 
 from clients.defenses.defense import Defense, Metrics, Turn, Update
 from clients.defenses.protected import no_such_layer, protected
-from fedleak.records import TrainingFacts
+from fedleak.records import Setting
 
 
 class Withhold(Defense):
@@ -26,10 +26,8 @@ class Withhold(Defense):
         min_length=1, description="names of the layers or parameters that are not sent"
     )
 
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
-        return no_such_layer(model, self.layers)
+    def unsupported(self, setting: Setting) -> str | None:
+        return no_such_layer(setting.model, self.layers)
 
     def release(self, update: Update, model: nn.Module, turn: Turn) -> tuple[Update, Metrics]:
         nothing = {name: torch.zeros_like(update[name]) for name in protected(update, self.layers)}

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedleak.attacks.attack import Attack, Progress
 from fedleak.attacks.embedding import behind_embedding, nearest_tokens
@@ -17,7 +17,7 @@ from fedleak.attacks.gradient_rows import GradientRows, gradient_rows
 from fedleak.attacks.labels import labels_unsupported, recover_labels
 from fedleak.attacks.replay import replay, replayable
 from fedleak.attacks.structure import input_dense, seen_by
-from fedleak.records import Observation, Reconstruction, TrainingFacts
+from fedleak.records import Observation, Reconstruction, Setting
 
 _DIRECTIONS = 16
 """Random directions along which candidates are compared; they stand for all pixels."""
@@ -80,14 +80,13 @@ class Analytic(Attack):
         description="largest error of a neuron's ratio that still counts, in pixel values 0..1",
     )
 
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
+    def unsupported(self, setting: Setting) -> str | None:
+        model, input_shape = setting.model, setting.input_shape
         behind = behind_embedding(model, input_shape)
         if behind is not None:
             model, input_shape = behind.model, behind.input_shape
         try:
-            layer = input_dense(model, {}, facts.train_mode, input_shape)
+            layer = input_dense(model, {}, setting.facts.train_mode, input_shape)
         except (RuntimeError, ValueError) as error:
             return f"the model does not accept an input of shape {input_shape}: {error}"
         if layer is None:
@@ -282,9 +281,11 @@ def _only_sample(
     weights, shares = rows.weights.double(), rows.shares.double()
     features = (shares @ weights / shares.square().sum())[None][: len(shares)]
     inputs = rows.layer.pixels(features).clamp(*box).reshape(-1, *observation.input_shape)
-    told = (observation.model, observation.facts, observation.input_shape, observation.classes)
+    setting = Setting(
+        observation.model, observation.facts, observation.input_shape, observation.classes
+    )
     labels = None
-    if len(inputs) and not labels_unsupported(*told):
+    if len(inputs) and not labels_unsupported(setting):
         labels = recover_labels(observation)
     confidence = torch.full((len(inputs),), float(len(shares))).to(rows.shares)
     return Reconstruction(inputs.to(rows.weights), labels, confidence)

@@ -5,31 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
-from torch import nn
-
-from fedleak.components import Component
+from fedleak.components import Applicable
 from fedleak.errors import AttackFailed
-from fedleak.records import Observation, Reconstruction, TrainingFacts
+from fedleak.records import Observation, Reconstruction
 
 Progress = Callable[[int, int, float], None]
 """Called now and then with the iteration, their total and the best objective so far."""
 
 
-class Attack(Component):
+class Attack(Applicable):
     """Turns an observation into a reconstruction."""
-
-    @abstractmethod
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
-        """Say in one sentence why the attack cannot work here, or return None.
-
-        Args:
-            model: The architecture as a client trains it.
-            facts: What a client discloses of its training.
-            input_shape: ``*input`` of one sample.
-            classes: Number of classes.
-        """
 
     @abstractmethod
     def reconstruct(

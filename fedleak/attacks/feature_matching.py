@@ -24,7 +24,7 @@ from fedleak.gradients import (
     mean_gradient,
     squared_distance,
 )
-from fedleak.records import Observation, Reconstruction, TrainingFacts
+from fedleak.records import Observation, Reconstruction, Setting, TrainingFacts
 
 
 class FeatureMatching(FirstOrderAttack):
@@ -74,22 +74,20 @@ class FeatureMatching(FirstOrderAttack):
         description="weight of the features' distance beside that of the gradients before them",
     )
 
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
+    def unsupported(self, setting: Setting) -> str | None:
         if self.layers is not None:
             return "uses the first dense layer and all before it: layers cannot be chosen"
-        if reason := super().unsupported(model, facts, input_shape, classes):
+        if reason := super().unsupported(setting):
             return reason
         # The final dense layer is needed even where the label is known.
-        if reason := labels_unsupported(model, facts, input_shape, classes):
+        if reason := labels_unsupported(setting):
             return reason
-        if facts.steps > 1 or min(facts.batch_size, facts.examples) > 1:
+        if setting.facts.steps > 1 or min(setting.facts.batch_size, setting.facts.examples) > 1:
             return "needs a client that took one step on one sample"
-        layer, before = _first_dense(model, {}, facts, input_shape)
+        layer, before = _first_dense(setting.model, {}, setting.facts, setting.input_shape)
         if not before:
             return f"needs layers before the first dense one; {layer!r} itself sees the input"
-        if model.get_submodule(layer).bias is None:
+        if setting.model.get_submodule(layer).bias is None:
             return f"needs a bias in the first dense layer; {layer!r} has none"
         return None
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fedleak.attacks.label_order import order_labels
 from fedleak.attacks.structure import final_dense, probe, samples_like
 from fedleak.errors import AttackFailed
 from fedleak.gradients import mean_gradient
-from fedleak.records import Observation, TrainingFacts
+from fedleak.records import Observation, Setting
 
 _PROBES = 128
 
@@ -31,18 +31,18 @@ _ROUNDS = 6
 """Rounds in which features and predicted probabilities correct each other."""
 
 
-def labels_unsupported(
-    model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-) -> str | None:
+def labels_unsupported(setting: Setting) -> str | None:
     """Say why labels cannot be recovered from updates of this model, or return None."""
     try:
-        seen = probe(model, {}, facts.train_mode, samples_like(2, input_shape))
+        inputs = samples_like(2, setting.input_shape)
+        seen = probe(setting.model, {}, setting.facts.train_mode, inputs)
     except (RuntimeError, ValueError) as error:
-        return f"the model does not accept an input of shape {input_shape}: {error}"
+        return f"the model does not accept an input of shape {setting.input_shape}: {error}"
     if final_dense(seen) is None:
         return "needs a dense layer whose output is the model's output; this model has none"
-    if seen.output.shape[1] != classes:
-        return f"needs one output per class; the model has {seen.output.shape[1]}, not {classes}"
+    outputs = seen.output.shape[1]
+    if outputs != setting.classes:
+        return f"needs one output per class; the model has {outputs}, not {setting.classes}"
     return None
 
 

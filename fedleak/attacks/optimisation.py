@@ -15,7 +15,7 @@ import safetensors
 import safetensors.torch
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fedleak.attacks.attack import Attack, Progress, refuse_unusable
@@ -23,7 +23,7 @@ from fedleak.attacks.embedding import behind_embedding
 from fedleak.attacks.labels import known_labels, labels_unsupported, recover_labels
 from fedleak.errors import AttackFailed
 from fedleak.gradients import BatchedMap, Update, UpdateMap, like, masked, mean_gradient
-from fedleak.records import Observation, Reconstruction, TrainingFacts
+from fedleak.records import Observation, Reconstruction, Setting, TrainingFacts
 
 Distance = Callable[[Update, Update], Tensor]
 
@@ -364,12 +364,10 @@ class OptimisationAttack(Attack):
         None, ge=1, le=4096, description="restarts evaluated at a time, to bound memory"
     )
 
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
-        if behind_embedding(model, input_shape) is not None:
+    def unsupported(self, setting: Setting) -> str | None:
+        if behind_embedding(setting.model, setting.input_shape) is not None:
             return "searches for pixels; this model takes tokens"
-        names = {name for name, _ in model.named_parameters()}
+        names = {name for name, _ in setting.model.named_parameters()}
         for name in self.layers or ():
             if name not in names:
                 return f"the model has no parameter {name!r}; it has {', '.join(sorted(names))}"
@@ -529,12 +527,10 @@ class LabelFirstAttack(OptimisationAttack):
         description="labels recovered from the update, or those that the threat model grants",
     )
 
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
-        reason = super().unsupported(model, facts, input_shape, classes)
+    def unsupported(self, setting: Setting) -> str | None:
+        reason = super().unsupported(setting)
         if reason is None and self.labels == "recovered":
-            return labels_unsupported(model, facts, input_shape, classes)
+            return labels_unsupported(setting)
         return reason
 
     def _labels(self, observation: Observation, generator: torch.Generator) -> Tensor:

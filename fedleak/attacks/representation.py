@@ -16,7 +16,7 @@ from fedleak.attacks.optimisation import Search
 from fedleak.attacks.structure import dense_chain, probe, samples_like
 from fedleak.errors import AttackFailed
 from fedleak.gradients import BatchedMap, Plan, Update, evaluation_copy, mean_gradient
-from fedleak.records import Observation, TrainingFacts
+from fedleak.records import Observation, Setting
 
 _ROUNDS = 20
 """Rounds in which final representations and predicted probabilities correct each other."""
@@ -50,20 +50,19 @@ class Representation(FirstOrderAttack):
     )
     tv: float = Field(0.01, ge=0, le=10, description="weight of the total variation")
 
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
+    def unsupported(self, setting: Setting) -> str | None:
         if self.layers is not None:
             return "uses all dense layers: a choice of layers cannot be given"
         # The final dense layer is needed even where the labels are known.
-        if reason := labels_unsupported(model, facts, input_shape, classes):
+        if reason := labels_unsupported(setting):
             return reason
-        inputs = samples_like(2, input_shape)
-        seen = probe(model, {}, facts.train_mode, inputs)
+        inputs = samples_like(2, setting.input_shape)
+        model, train_mode = setting.model, setting.facts.train_mode
+        seen = probe(model, {}, train_mode, inputs)
         for name in dense_chain(seen):
             if model.get_submodule(name).bias is None:
                 return f"needs a bias in every dense layer; {name!r} has none"
-        twice = probe(model, {}, facts.train_mode, inputs[:1].repeat_interleave(2, 0)).output
+        twice = probe(model, {}, train_mode, inputs[:1].repeat_interleave(2, 0)).output
         if not torch.allclose(twice[:1], seen.output[:1], rtol=0, atol=1e-9):
             return (
                 "needs a network that treats samples one by one; batch norm in train mode does not"

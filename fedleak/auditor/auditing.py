@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedleak.attacks import Attack
-from fedleak.auditor.cells import Cell, Outcome, finished, unsupported
+from fedleak.auditor.cells import Cell, Outcome, finished, setting_of
 from fedleak.auditor.executors import OnStep, execute
 from fedleak.auditor.ledger import read_ledger, write_ledger
 from fedleak.auditor.notes import write_notes
@@ -320,7 +320,7 @@ def _refuse_unsupported(requests: Iterable[_Request]) -> None:
             if isinstance(cell.task, Attack) and reasons.get(cell.settings, "") is not None:
                 named[cell.settings] = str(cell.task.kind)
                 observation = observe(request.store.load(cell.round, cell.client), request.subject)
-                reasons[cell.settings] = unsupported(cell.task, observation, request.subject)
+                reasons[cell.settings] = cell.task.unsupported(setting_of(observation))
     problems = [
         Problem(f"--attack {named[settings]}", reason)
         for settings, reason in reasons.items()

@@ -24,7 +24,7 @@ from fedleak.auditor.subject import Subject
 from fedleak.captures import CaptureStore, RunLayout, write_atomic
 from fedleak.errors import AttackFailed, CaptureError, MeasureFailed
 from fedleak.measures import Evidence, Measure, Value
-from fedleak.records import Observation, Reconstruction, partition_of
+from fedleak.records import DataSplits, Observation, Reconstruction, Setting, partition_of
 from fedleak.seeding import derive, reproducible
 
 Status = Literal["done", "failed", "unsupported"]
@@ -125,7 +125,7 @@ def run_cells(
     waiting: dict[str, tuple[Cell, Observation]] = {}
     for cell in cells:
         observation = observe(store.load(cell.round, cell.client), subject, device, cell.labels)
-        said = unsupported(attack, observation, subject)
+        said = attack.unsupported(setting_of(observation))
         if said is not None:
             yield _record(cell, store, "unsupported", said, samples=observation.samples)
         else:
@@ -180,13 +180,7 @@ def _measured(
     if missing:
         reason = "; ".join(_NEEDED[need] for need in missing)
         return _record(cell, store, "unsupported", reason, samples=observation.samples)
-    said = measure.unsupported(
-        _as_sent(observation),
-        observation.facts,
-        subject.input_shape,
-        subject.classes,
-        subject.data,
-    )
+    said = measure.unsupported(setting_of(observation, subject.data))
     if said is not None:
         return _record(cell, store, "unsupported", said, samples=observation.samples)
     started = time.perf_counter()
@@ -210,10 +204,14 @@ def _measured(
     )
 
 
-def unsupported(attack: Attack, observation: Observation, subject: Subject) -> str | None:
-    """Why an attack cannot work on what was captured, in a sentence; None if it can."""
-    return attack.unsupported(
-        _as_sent(observation), observation.facts, subject.input_shape, subject.classes
+def setting_of(observation: Observation, data: DataSplits | None = None) -> Setting:
+    """What a capture comes from, its model with the weights that the client was sent."""
+    return Setting(
+        _as_sent(observation),
+        observation.facts,
+        observation.input_shape,
+        observation.classes,
+        data,
     )
 
 

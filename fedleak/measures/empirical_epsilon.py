@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedleak.errors import MeasureFailed
 from fedleak.gradients import Update, UpdateMap
 from fedleak.measures.measure import Evidence, Measure, Value
 from fedleak.privacy import gaussian_epsilon
-from fedleak.records import DataSplits, TrainingFacts, Truth
+from fedleak.records import Truth
 from fedleak.seeding import derive, stream
 
 _CANDIDATES = 16
@@ -69,16 +69,6 @@ class EmpiricalEpsilon(Measure):
         "empirical-epsilon-gaussian",
         "claimed-epsilon",
     )
-
-    def unsupported(
-        self,
-        model: nn.Module,
-        facts: TrainingFacts,
-        input_shape: tuple[int, ...],
-        classes: int,
-        data: DataSplits | None,
-    ) -> str | None:
-        return None
 
     def measure(self, evidence: Evidence) -> Iterator[Value]:
         noise, delta = (

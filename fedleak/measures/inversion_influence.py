@@ -8,14 +8,14 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedleak.errors import MeasureFailed
 from fedleak.gradients import Curvature, Update, UpdateMap
 from fedleak.measures.intervals import mean_interval
 from fedleak.measures.measure import Evidence, Measure, Value
 from fedleak.measures.pixels import not_pixels
-from fedleak.records import DataSplits, TrainingFacts
+from fedleak.records import Setting
 from fedleak.seeding import derive
 
 _DENSE = 1024
@@ -74,15 +74,8 @@ class InversionInfluence(Measure):
         "i2f-bound-expected",
     )
 
-    def unsupported(
-        self,
-        model: nn.Module,
-        facts: TrainingFacts,
-        input_shape: tuple[int, ...],
-        classes: int,
-        data: DataSplits | None,
-    ) -> str | None:
-        return not_pixels(input_shape, data)
+    def unsupported(self, setting: Setting) -> str | None:
+        return not_pixels(setting)
 
     def measure(self, evidence: Evidence) -> Iterator[Value]:
         observation, truth = evidence.observation, evidence.truth

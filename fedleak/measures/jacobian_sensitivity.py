@@ -8,14 +8,14 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedleak.gradients import Update, UpdateMap
 from fedleak.measures.intervals import mean_interval
 from fedleak.measures.layers import layers_of
 from fedleak.measures.measure import Evidence, Measure, Value
 from fedleak.measures.pixels import not_pixels
-from fedleak.records import DataSplits, TrainingFacts
+from fedleak.records import Setting
 
 _NORMS = ("f", "1", "inf")
 
@@ -48,15 +48,8 @@ class JacobianSensitivity(Measure):
         f"jacobian-{norm}-norm{relative}" for relative in ("", "-relative") for norm in _NORMS
     )
 
-    def unsupported(
-        self,
-        model: nn.Module,
-        facts: TrainingFacts,
-        input_shape: tuple[int, ...],
-        classes: int,
-        data: DataSplits | None,
-    ) -> str | None:
-        return not_pixels(input_shape, data)
+    def unsupported(self, setting: Setting) -> str | None:
+        return not_pixels(setting)
 
     def measure(self, evidence: Evidence) -> Iterator[Value]:
         observation, truth = evidence.observation, evidence.truth

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedleak.components import Component
-from fedleak.records import DataSplits, Observation, TrainingFacts, Truth
+from fedleak.components import Applicable
+from fedleak.records import DataSplits, Observation, Truth
 
 Release = Callable[[Truth, int], Mapping[str, Tensor]]
 """Takes samples and a seed; gives the update, ``(sent - released) / lr`` by parameter, that
@@ -70,7 +70,7 @@ class Value:
     high: float = math.nan
 
 
-class Measure(Component, ABC):
+class Measure(Applicable, ABC):
     """A number per layer or per client, computed with no attack or over many outcomes of one.
 
     Attributes:
@@ -83,25 +83,6 @@ class Measure(Component, ABC):
     of: ClassVar[Literal["client", "round"]] = "client"
     needs: ClassVar[frozenset[Literal["truth", "data", "release"]]] = frozenset()
     metrics: ClassVar[tuple[str, ...]]
-
-    @abstractmethod
-    def unsupported(
-        self,
-        model: nn.Module,
-        facts: TrainingFacts,
-        input_shape: tuple[int, ...],
-        classes: int,
-        data: DataSplits | None,
-    ) -> str | None:
-        """Say in one sentence why the measure cannot work here, or return None.
-
-        Args:
-            model: The architecture with the weights that are sent.
-            facts: What a client discloses of its training.
-            input_shape: ``*input`` of one sample.
-            classes: Number of classes.
-            data: The federation's samples, with their attributes, where they are known.
-        """
 
     @property
     def note(self) -> str | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from fedleak.records import DataSplits
+from fedleak.records import Setting
 
 
-def not_pixels(
-    input_shape: tuple[int, ...], data: DataSplits | None, does: str = "differentiates in pixels"
-) -> str | None:
+def not_pixels(setting: Setting, does: str = "differentiates in pixels") -> str | None:
     """Say in one sentence why what a measure ``does`` cannot be done, or return None."""
-    if len(input_shape) == 3 and not (data is not None and data.train.vocabulary):
+    shape, data = setting.input_shape, setting.data
+    if len(shape) == 3 and not (data is not None and data.train.vocabulary):
         return None
-    return f"{does}, and samples of shape {input_shape} are no images (C, H, W)"
+    return f"{does}, and samples of shape {shape} are no images (C, H, W)"

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedleak.attacks import Representation
 from fedleak.attacks.representation import class_representations
@@ -16,7 +16,7 @@ from fedleak.attacks.structure import seen_by
 from fedleak.errors import AttackFailed, MeasureFailed
 from fedleak.measures.intervals import mean_interval
 from fedleak.measures.measure import Evidence, Measure, Value
-from fedleak.records import DataSplits, TrainingFacts
+from fedleak.records import Setting
 
 
 class RepresentationLeakage(Measure):
@@ -35,17 +35,10 @@ class RepresentationLeakage(Measure):
     needs: ClassVar[frozenset[Literal["truth", "data", "release"]]] = frozenset({"truth"})
     metrics: ClassVar[tuple[str, ...]] = ("representation-correlation",)
 
-    def unsupported(
-        self,
-        model: nn.Module,
-        facts: TrainingFacts,
-        input_shape: tuple[int, ...],
-        classes: int,
-        data: DataSplits | None,
-    ) -> str | None:
-        if data is not None and data.train.vocabulary:
+    def unsupported(self, setting: Setting) -> str | None:
+        if setting.data is not None and setting.data.train.vocabulary:
             return "is about images; the data are texts"
-        return Representation().unsupported(model, facts, input_shape, classes)
+        return Representation().unsupported(setting)
 
     def measure(self, evidence: Evidence) -> Iterator[Value]:
         observation, truth = evidence.observation, evidence.truth

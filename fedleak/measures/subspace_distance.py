@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedleak.gradients import UpdateMap
 from fedleak.measures.attributes import NoSuchAttribute, having
 from fedleak.measures.layers import layers_of
 from fedleak.measures.measure import Evidence, Measure, Value
-from fedleak.records import Dataset, DataSplits, Indices, Observation, TrainingFacts
+from fedleak.records import Dataset, Indices, Observation, Setting, TrainingFacts
 from fedleak.seeding import stream
 
 _BATCH = 64
@@ -67,18 +67,11 @@ class SubspaceDistance(Measure):
             raise ValueError("give value or above, not both")
         return self
 
-    def unsupported(
-        self,
-        model: nn.Module,
-        facts: TrainingFacts,
-        input_shape: tuple[int, ...],
-        classes: int,
-        data: DataSplits | None,
-    ) -> str | None:
-        if data is None:
+    def unsupported(self, setting: Setting) -> str | None:
+        if setting.data is None:
             return None
         try:
-            self._having(data.train)
+            self._having(setting.data.train)
         except NoSuchAttribute as reason:
             return str(reason)
         return None

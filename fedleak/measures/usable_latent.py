@@ -9,14 +9,14 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedleak.measures.attributes import NoSuchAttribute, having
 from fedleak.measures.inference import MEMBERS, Floats, Member, Part, information
 from fedleak.measures.intervals import mean_interval
 from fedleak.measures.layers import layers_of
 from fedleak.measures.measure import Evidence, Measure, Value
-from fedleak.records import DataSplits, Indices, TrainingFacts, Truth
+from fedleak.records import DataSplits, Indices, Setting, Truth
 from fedleak.seeding import derive, stream
 
 _MOST_BYTES = 4 * 2**30
@@ -107,18 +107,11 @@ class UsableLatent(Measure):
     def _carriers(self) -> int:
         return self.carriers or (self.batch if self.target is None else 1)
 
-    def unsupported(
-        self,
-        model: nn.Module,
-        facts: TrainingFacts,
-        input_shape: tuple[int, ...],
-        classes: int,
-        data: DataSplits | None,
-    ) -> str | None:
-        if data is None:
+    def unsupported(self, setting: Setting) -> str | None:
+        if setting.data is None:
             return None
         try:
-            pools = self._pools(data, seed=0)
+            pools = self._pools(setting.data, seed=0)
         except NoSuchAttribute as reason:
             return str(reason)
         for named, needed, index in (("with", self._carriers, 0), ("without", self.batch, 1)):
@@ -128,7 +121,7 @@ class UsableLatent(Measure):
                     f"batches need {needed} samples {named} the attribute, and a quarter of the "
                     f"data, on which they are scored, has {least}"
                 )
-        sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+        sizes = [p.numel() for p in setting.model.parameters() if p.requires_grad]
         asked = self.entries or math.inf
         kept = sum(min(asked, size * (self.fraction or 1)) for size in sizes)
         # Each layer's, and all of them together.

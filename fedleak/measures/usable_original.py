@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedleak.attacks import ATTACKS, DLG, GS, IDLG
 from fedleak.attacks.optimisation import LabelFirstAttack, OptimisationAttack
@@ -22,7 +22,7 @@ from fedleak.measures.matching import match
 from fedleak.measures.measure import Evidence, Measure, Value
 from fedleak.measures.pixels import not_pixels
 from fedleak.measures.ssim import SSIM
-from fedleak.records import DataSplits, Observation, Reconstruction, TrainingFacts, Truth
+from fedleak.records import Observation, Reconstruction, Setting, Truth
 from fedleak.seeding import derive
 
 FAMILY = tuple(attack for attack in ATTACKS if issubclass(attack, OptimisationAttack))
@@ -129,21 +129,14 @@ class UsableOriginal(Measure):
             f"{high - low:.2f} wide, too wide to tell thresholds apart; 17 restarts make it .50."
         )
 
-    def unsupported(
-        self,
-        model: nn.Module,
-        facts: TrainingFacts,
-        input_shape: tuple[int, ...],
-        classes: int,
-        data: DataSplits | None,
-    ) -> str | None:
-        if reason := not_pixels(input_shape, data, "compares images by their SSIM"):
+    def unsupported(self, setting: Setting) -> str | None:
+        if reason := not_pixels(setting, "compares images by their SSIM"):
             return reason
         for attack in self.attacks:
-            reason = self._restricted(attack, None).unsupported(model, facts, input_shape, classes)
+            reason = self._restricted(attack, None).unsupported(setting)
             if reason is not None:
                 return f"{attack.kind!r} {reason}"
-        layers = layers_of(n for n, p in model.named_parameters() if p.requires_grad)
+        layers = layers_of(n for n, p in setting.model.named_parameters() if p.requires_grad)
         if len(layers) < self.consecutive:
             return f"the model has {len(layers)} layers with parameters, not {self.consecutive}"
         return None

@@ -24,7 +24,7 @@ from fedleak.errors import Problem, ScenarioError, nearest
 from fedleak.measures import Measure
 from fedleak.measures.layers import layers_of
 from fedleak.models import DROPOUT_NOTE, Architecture, Init, build, has_dropout
-from fedleak.records import Dataset, DataSplits, Indices, TrainingFacts, Truth
+from fedleak.records import Dataset, DataSplits, Indices, Setting, TrainingFacts, Truth
 from fedleak.scenario.schema import Scenario
 from fedleak.seeding import stream
 from fedleak.traps import NoTrap
@@ -250,8 +250,10 @@ def _unsupported(
     """Attacks, defenses or measures that cannot work with the model and facts, and why."""
     shape, classes = splits.train.input_shape, splits.train.classes
     for index, component in enumerate(components):
-        known = {"data": splits} if isinstance(component, Measure) else {}
-        reasons = (component.unsupported(model, f, shape, classes, **known) for f in facts)
+        # Attacks and defenses are shown no data.
+        data = splits if isinstance(component, Measure) else None
+        settings = (Setting(model, told, shape, classes, data) for told in facts)
+        reasons = map(component.unsupported, settings)
         if reason := next(filter(None, reasons), None):
             yield Problem(f"{path}.{index}", f"{component.kind} is unsupported: {reason}")
 

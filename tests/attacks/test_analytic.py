@@ -14,7 +14,7 @@ from fedleak.attacks import Analytic
 from fedleak.attacks.analytic import _blends
 from fedleak.attacks.replay import replay, replayable
 from fedleak.measures.extraction import EXACT
-from fedleak.records import Observation, TrainingFacts
+from fedleak.records import Observation, Setting, TrainingFacts
 from fedleak.traps import set_trap, trap_rows
 
 Observe = Callable[..., Observation]
@@ -308,6 +308,6 @@ def test_only_a_sample_between_two_with_more_support_is_a_blend() -> None:
 )
 def test_what_it_cannot_work_on_is_unsupported(model: nn.Module, reason: str) -> None:
     told = TrainingFacts(0.1, 1, 1, 1)
-    answer = Analytic().unsupported(model, told, (1, 8, 8), 10)
+    answer = Analytic().unsupported(Setting(model, told, (1, 8, 8), 10))
     assert answer is not None and reason in answer
-    assert Analytic().unsupported(mlp(9), told, (1, 8, 8), 10) is None
+    assert Analytic().unsupported(Setting(mlp(9), told, (1, 8, 8), 10)) is None

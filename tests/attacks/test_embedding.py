@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedleak.attacks import DLG, GS, Analytic
 from fedleak.attacks.embedding import behind_embedding, nearest_tokens
-from fedleak.records import Observation, TrainingFacts
+from fedleak.records import Observation, Setting, TrainingFacts
 from fedleak.traps import set_trap
 
 LENGTH, DIMENSION, TOKENS = 6, 5, 30
@@ -103,5 +103,5 @@ def test_trap_weights_give_texts_away(observe: Observe) -> None:
 
 @pytest.mark.parametrize("attack", [GS(labels="known"), DLG()], ids=lambda a: a.kind)
 def test_attacks_on_pixels_refuse_texts(attack: Any) -> None:
-    told = attack.unsupported(classifier(), TrainingFacts(1.0, 1, 1, 1), (LENGTH,), 10)
+    told = attack.unsupported(Setting(classifier(), TrainingFacts(1.0, 1, 1, 1), (LENGTH,), 10))
     assert told == "searches for pixels; this model takes tokens"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks import GS, FeatureMatching
-from fedleak.records import Observation, TrainingFacts
+from fedleak.records import Observation, Setting, TrainingFacts
 
 Observe = Callable[..., Observation]
 
@@ -108,5 +108,5 @@ def test_known_labels_are_returned(observe: Observe, digits: tuple[Tensor, Tenso
 def test_what_it_cannot_work_on_is_unsupported(
     model: nn.Module, facts: TrainingFacts, reason: str
 ) -> None:
-    said = FeatureMatching().unsupported(model, facts, (1, 8, 8), 10)
+    said = FeatureMatching().unsupported(Setting(model, facts, (1, 8, 8), 10))
     assert said is not None and re.search(reason, said)

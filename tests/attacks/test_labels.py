@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.labels import labels_unsupported, recover_labels
-from fedleak.records import Observation, TrainingFacts
+from fedleak.records import Observation, Setting, TrainingFacts
 
 Observe = Callable[..., Observation]
 
@@ -113,10 +113,10 @@ def test_labels_that_are_too_many_to_rehearse_are_counted(
 def test_a_model_without_a_final_dense_layer_is_unsupported() -> None:
     told = TrainingFacts(0.1, 1, 1, 1)
     convolutional = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
-    reason = labels_unsupported(convolutional, told, (1, 8, 8), 10)
+    reason = labels_unsupported(Setting(convolutional, told, (1, 8, 8), 10))
     assert reason is not None and "this model has none" in reason
-    reason = labels_unsupported(mlp(), told, (1, 8, 8), 7)
+    reason = labels_unsupported(Setting(mlp(), told, (1, 8, 8), 7))
     assert reason is not None and "the model has 10, not 7" in reason
-    reason = labels_unsupported(mlp(), told, (1, 9, 9), 10)
+    reason = labels_unsupported(Setting(mlp(), told, (1, 9, 9), 10))
     assert reason is not None and "does not accept" in reason
-    assert labels_unsupported(mlp(), told, (1, 8, 8), 10) is None
+    assert labels_unsupported(Setting(mlp(), told, (1, 8, 8), 10)) is None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedleak.attacks import Representation
 from fedleak.attacks.representation import class_representations
-from fedleak.records import Observation, TrainingFacts
+from fedleak.records import Observation, Setting, TrainingFacts
 
 Observe = Callable[..., Observation]
 
@@ -79,6 +79,6 @@ def test_it_returns_an_image_for_each_class(
 )
 def test_what_it_cannot_work_on_is_unsupported(model: nn.Module, reason: str) -> None:
     told = TrainingFacts(0.1, 1, 1, 1)
-    answer = Representation().unsupported(model, told, (1, 8, 8), 10)
+    answer = Representation().unsupported(Setting(model, told, (1, 8, 8), 10))
     assert answer is not None and reason in answer
-    assert Representation().unsupported(network(nn.ReLU), told, (1, 8, 8), 10) is None
+    assert Representation().unsupported(Setting(network(nn.ReLU), told, (1, 8, 8), 10)) is None

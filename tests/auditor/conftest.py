@@ -9,12 +9,11 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
-from torch import nn
 
 from fedleak.attacks import Attack
 from fedleak.attacks.attack import Progress
 from fedleak.federation import run
-from fedleak.records import Observation, Reconstruction, TrainingFacts
+from fedleak.records import Observation, Reconstruction, Setting
 from fedleak.scenario import Prepared, Scenario, load_scenario, prepare
 
 SCENARIO: dict[str, Any] = {
@@ -37,9 +36,7 @@ class Scripted(Attack):
     refusal: ClassVar[str | None] = None
     calls: ClassVar[list[int]] = []
 
-    def unsupported(
-        self, model: nn.Module, facts: TrainingFacts, input_shape: tuple[int, ...], classes: int
-    ) -> str | None:
+    def unsupported(self, setting: Setting) -> str | None:
         return type(self).refusal
 
     def reconstruct(

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import nn
 
 from fedleak.attacks import Attack
 from fedleak.auditor import Subject, audit, cells
@@ -23,7 +22,7 @@ from fedleak.captures import RunLayout
 from fedleak.errors import MeasureFailed, ScenarioError
 from fedleak.measures import Evidence, Measure, Value
 from fedleak.measures.measure import Measure as MeasureBase
-from fedleak.records import Capture, DataSplits, Observation, TrainingFacts
+from fedleak.records import Capture, Observation, Setting
 from fedleak.scenario import Prepared, Scenario
 
 
@@ -38,14 +37,7 @@ class Probe(MeasureBase):
     given: ClassVar[list[Evidence]]
     refusal: ClassVar[str | None] = None
 
-    def unsupported(
-        self,
-        model: nn.Module,
-        facts: TrainingFacts,
-        input_shape: tuple[int, ...],
-        classes: int,
-        data: DataSplits | None,
-    ) -> str | None:
+    def unsupported(self, setting: Setting) -> str | None:
         return type(self).refusal
 
     def measure(self, evidence: Evidence) -> Iterator[Value]:

@@ -19,7 +19,7 @@ from fedleak.auditor.subject import subject_of_scenario
 from fedleak.captures import CaptureStore, RunLayout
 from fedleak.errors import ResourceError
 from fedleak.private_ray import seclude_ray
-from fedleak.records import Reconstruction
+from fedleak.records import Reconstruction, Setting
 from fedleak.scenario import Audit
 
 SCENARIO = {
@@ -43,7 +43,7 @@ class Deadly(Attack):
     def appetite(self) -> int:
         return 3
 
-    def unsupported(self, model, facts, input_shape, classes):
+    def unsupported(self, setting: Setting) -> str | None:
         return None
 
     def reconstruct(self, observation, seed, progress=None):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from clients.defenses import Dropout, acting
-from fedleak.records import TrainingFacts
+from fedleak.records import Setting, TrainingFacts
 
 FACTS = TrainingFacts(lr=0.5, steps=1, batch_size=8, examples=8)
 
@@ -73,7 +73,7 @@ def test_a_dropped_input_leaves_no_trace_in_the_gradient(turn):
 
 def test_a_layer_that_is_not_dense_is_refused_with_those_that_are(model):
     def reason(net, **settings):
-        return Dropout(**settings).unsupported(net, FACTS, (1, 8, 8), 10)
+        return Dropout(**settings).unsupported(Setting(net, FACTS, (1, 8, 8), 10))
 
     assert reason(model) is None
     assert reason(model, layers=("2",)).startswith("no dense layer '2'; there are: 1, 3.")

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from clients.defenses import EigenNoise
 from clients.local_round import local_round
-from fedleak.records import Dataset, TrainingFacts
+from fedleak.records import Dataset, Setting, TrainingFacts
 
 SCALE = 0.01
 
@@ -69,6 +69,6 @@ def test_it_moves_the_attacker_by_its_inverse_eigenvalue(model, turn, place):
 )
 def test_what_it_cannot_take_apart_is_unsupported(model, shape, facts, reason):
     told = TrainingFacts(**{"lr": 0.1, "steps": 1, "batch_size": 1, "examples": 9, **facts})
-    assert reason in EigenNoise().unsupported(model, told, shape, 10)
+    assert reason in EigenNoise().unsupported(Setting(model, told, shape, 10))
     told = TrainingFacts(0.1, 1, 1, 9)
-    assert EigenNoise().unsupported(model, told, (3, 32, 32), 10) is None
+    assert EigenNoise().unsupported(Setting(model, told, (3, 32, 32), 10)) is None

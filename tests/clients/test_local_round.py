@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from clients.defenses import Defense, WeightInspection
 from clients.local_round import local_round
 from clients.training import train
-from fedleak.records import Dataset
+from fedleak.records import Dataset, Setting
 
 CPU = torch.device("cpu")
 FACTS = {"steps": 2, "batch_size": 4, "lr": 0.5}
@@ -35,7 +35,7 @@ class Probe(Defense):
     factor: float = 1.0
     share: float = 0.0
 
-    def unsupported(self, model, facts, input_shape, classes):
+    def unsupported(self, setting: Setting) -> str | None:
         return None
 
     def receive(self, model, turn):

@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 from clients.defenses import GradientPruning, UpdateNoise, released
 from fedleak.privacy import gaussian_epsilon
-from fedleak.records import TrainingFacts
+from fedleak.records import Setting, TrainingFacts
 
 FACTS = TrainingFacts(lr=0.5, steps=1, batch_size=8, examples=8)
 
@@ -200,7 +200,9 @@ def test_batch_norms_statistics_void_the_guarantee():
 
 def test_a_layer_that_does_not_exist_is_refused_with_those_that_do(model):
     def reason(*layers):
-        return UpdateNoise(scale=1.0, layers=layers).unsupported(model, FACTS, (1, 8, 8), 10)
+        return UpdateNoise(scale=1.0, layers=layers).unsupported(
+            Setting(model, FACTS, (1, 8, 8), 10)
+        )
 
     assert reason("1", "3.bias") is None
     assert reason("1", "3.bia") == (

@@ -16,7 +16,7 @@ from clients.defenses.soteria import certified_distance, largest, ratios
 from clients.training import train
 from fedleak.gradients import Representation
 from fedleak.models.lenet import LeNet
-from fedleak.records import Dataset, TrainingFacts
+from fedleak.records import Dataset, Setting, TrainingFacts
 
 FACTS = TrainingFacts(lr=0.1, steps=1, batch_size=4, examples=4)
 SHAPE = (1, 16, 16)
@@ -164,12 +164,12 @@ class Nets:
 )
 def test_what_it_cannot_defend_is_refused(lenet, defense, model, said):
     model = lenet.float() if model is None else model
-    assert said in defense.unsupported(model, FACTS, SHAPE, 5)
+    assert said in defense.unsupported(Setting(model, FACTS, SHAPE, 5))
 
 
 @pytest.mark.parametrize("model", [Nets.dropout, Nets.mixed])
 def test_evaluation_mode_is_the_remedy(model, turn):
-    assert Soteria().unsupported(model, replace(FACTS, train_mode=False), SHAPE, 5) is None
+    assert Soteria().unsupported(Setting(model, replace(FACTS, train_mode=False), SHAPE, 5)) is None
 
 
 def test_several_local_steps_each_zero_their_own_batch(turn):

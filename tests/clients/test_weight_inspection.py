@@ -15,7 +15,7 @@ from clients.defenses.weight_inspection import balance, distance, duplicates, ne
 from fedleak import run
 from fedleak.captures import CaptureStore, RunLayout
 from fedleak.errors import QuorumLost, RoundRefused
-from fedleak.records import TrainingFacts
+from fedleak.records import Setting, TrainingFacts
 from fedleak.scenario import load_scenario
 from fedleak.traps import set_trap, trap_rows
 
@@ -193,7 +193,7 @@ def test_above_the_threshold_the_round_is_refused_and_not_remembered(model, turn
 
 def test_a_model_without_rows_to_inspect_is_refused():
     facts = TrainingFacts(lr=0.5, steps=1, batch_size=8, examples=8)
-    reason = WeightInspection().unsupported(nn.Flatten(), facts, SHAPE, 10)
+    reason = WeightInspection().unsupported(Setting(nn.Flatten(), facts, SHAPE, 10))
     assert reason == "it inspects dense layers and convolutions; this model has none"
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clients.defenses import GradientPruning, UpdateNoise, Withhold, released
-from fedleak.records import TrainingFacts
+from fedleak.records import Setting, TrainingFacts
 
 
 @pytest.fixture
@@ -51,5 +51,5 @@ def test_only_named_layers_are_pruned(before, after, turn, scope):
 def test_a_layer_that_is_not_there_is_refused(model, defense):
     facts = TrainingFacts(lr=0.1, steps=1, batch_size=1, examples=1)
     assert "no layer 'fc' with trained parameters; there are: 1, 3" in (
-        defense.unsupported(model, facts, (64,), 10) or ""
+        defense.unsupported(Setting(model, facts, (64,), 10)) or ""
     )

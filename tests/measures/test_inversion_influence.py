@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedleak.errors import MeasureFailed
 from fedleak.measures import Evidence, InversionInfluence, Value, inversion_influence
-from fedleak.records import Dataset, DataSplits, TrainingFacts
+from fedleak.records import Dataset, DataSplits, Setting, TrainingFacts
 
 Client = Callable[..., Evidence]
 DAMPING = 1e-9
@@ -131,6 +131,6 @@ def test_a_model_that_ignores_the_sample_fails(smooth_net: nn.Module, client: Cl
 def test_texts_are_refused(smooth_net: nn.Module) -> None:
     texts = Dataset(np.zeros((1, 9), np.int64), np.zeros(1, np.int64), 2, {}, ("a", "b"))
     told = InversionInfluence().unsupported(
-        smooth_net, TrainingFacts(0.1, 1, 1, 1), (9,), 2, DataSplits(texts, texts)
+        Setting(smooth_net, TrainingFacts(0.1, 1, 1, 1), (9,), 2, DataSplits(texts, texts))
     )
     assert told is not None and "no images" in told

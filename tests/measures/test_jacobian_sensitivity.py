@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fedleak.measures import Evidence, JacobianSensitivity, Value
 from fedleak.measures.jacobian_sensitivity import jacobian_norms
-from fedleak.records import Dataset, DataSplits, TrainingFacts
+from fedleak.records import Dataset, DataSplits, Setting, TrainingFacts
 
 Client = Callable[..., Evidence]
 CLASSES, SHAPE = 3, (1, 4, 4)
@@ -147,6 +147,8 @@ def test_a_layer_without_parameters_has_no_rows_and_a_dead_one_no_relative_norm(
 def test_texts_are_refused(smooth_net: nn.Module) -> None:
     model, facts = smooth_net, TrainingFacts(0.1, 1, 1, 1)
     texts = Dataset(np.zeros((1, 9), np.int64), np.zeros(1, np.int64), 2, {}, ("a", "b"))
-    told = JacobianSensitivity().unsupported(model, facts, (9,), 2, DataSplits(texts, texts))
+    told = JacobianSensitivity().unsupported(
+        Setting(model, facts, (9,), 2, DataSplits(texts, texts))
+    )
     assert told is not None and "no images" in told
-    assert JacobianSensitivity().unsupported(model, facts, SHAPE, CLASSES, None) is None
+    assert JacobianSensitivity().unsupported(Setting(model, facts, SHAPE, CLASSES, None)) is None

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedleak.attacks.representation import class_representations
 from fedleak.measures import Evidence, RepresentationLeakage
-from fedleak.records import Dataset, DataSplits, TrainingFacts, Truth
+from fedleak.records import Dataset, DataSplits, Setting, TrainingFacts, Truth
 
 Client = Callable[..., Evidence]
 
@@ -68,10 +68,10 @@ def test_a_representation_of_zero_has_no_correlation(net: nn.Module, client: Cli
 
 def test_what_the_inference_cannot_do_is_unsupported(net: nn.Module) -> None:
     facts, measure = TrainingFacts(0.1, 1, 1, 1), RepresentationLeakage()
-    assert measure.unsupported(net, facts, (1, 4, 4), 3, None) is None
+    assert measure.unsupported(Setting(net, facts, (1, 4, 4), 3, None)) is None
     convolution = nn.Sequential(nn.Conv2d(1, 3, 4), nn.Flatten())
-    told = measure.unsupported(convolution, facts, (1, 4, 4), 3, None)
+    told = measure.unsupported(Setting(convolution, facts, (1, 4, 4), 3, None))
     assert told is not None and "dense layer" in told
     texts = Dataset(np.zeros((1, 9), np.int64), np.zeros(1, np.int64), 2, {}, ("a", "b"))
-    told = measure.unsupported(net, facts, (9,), 2, DataSplits(texts, texts))
+    told = measure.unsupported(Setting(net, facts, (9,), 2, DataSplits(texts, texts)))
     assert told is not None and "texts" in told

@@ -14,7 +14,7 @@ from torch import nn
 
 from fedleak.measures import Evidence, SubspaceDistance
 from fedleak.measures.subspace_distance import as_matrix, principal_angles
-from fedleak.records import Dataset, DataSplits, TrainingFacts
+from fedleak.records import Dataset, DataSplits, Setting, TrainingFacts
 
 Client = Callable[..., Evidence]
 SAMPLES, CLASSES, SHAPE = 150, 3, (1, 4, 4)
@@ -124,7 +124,7 @@ def test_an_attribute_that_says_nothing_is_refused(
 ) -> None:
     measure = SubspaceDistance(**options)
     told = measure.unsupported(
-        smooth_net, TrainingFacts(0.1, 1, 1, 1), SHAPE, CLASSES, splits(**column)
+        Setting(smooth_net, TrainingFacts(0.1, 1, 1, 1), SHAPE, CLASSES, splits(**column))
     )
     assert told is not None and reason in told
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedleak.measures.inference import MEMBERS, Part, information
 from fedleak.measures.measure import Evidence
 from fedleak.measures.usable_latent import UsableLatent
-from fedleak.records import Dataset, DataSplits, Observation, TrainingFacts, Truth
+from fedleak.records import Dataset, DataSplits, Observation, Setting, TrainingFacts, Truth
 
 FACTS = TrainingFacts(lr=0.1, steps=1, batch_size=1, examples=1)
 
@@ -233,7 +233,7 @@ COLUMNS = {
 def test_what_cannot_be_measured(options: dict[str, Any], message: str) -> None:
     splits = data(COLUMNS, 400)
     model = nn.Linear(100, 20)
-    reason = UsableLatent(**options).unsupported(model, FACTS, (1,), 2, splits)
+    reason = UsableLatent(**options).unsupported(Setting(model, FACTS, (1,), 2, splits))
     assert reason is not None
     assert re.search(message, reason), reason
 
@@ -250,7 +250,7 @@ def test_what_cannot_be_measured(options: dict[str, Any], message: str) -> None:
 )
 def test_what_can(options: dict[str, Any]) -> None:
     splits, model = data(COLUMNS, 400), nn.Linear(100, 20)
-    assert UsableLatent(**options).unsupported(model, FACTS, (1,), 2, splits) is None
+    assert UsableLatent(**options).unsupported(Setting(model, FACTS, (1,), 2, splits)) is None
 
 
 @pytest.mark.parametrize(

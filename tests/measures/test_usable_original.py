@@ -23,6 +23,7 @@ from fedleak.records import (
     DataSplits,
     Observation,
     Reconstruction,
+    Setting,
     TrainingFacts,
     Truth,
 )
@@ -201,12 +202,15 @@ def test_real_attacks_look_at_their_layers_alone() -> None:
 def test_what_is_refused() -> None:
     facts = TrainingFacts(lr=0.1, steps=1, batch_size=1, examples=1)
     model, measure = network(), UsableOriginal()
-    assert measure.unsupported(model, facts, (1, 12, 12), 4, None) is None
-    reason = measure.unsupported(nn.Linear(7, 4), facts, (7,), 4, None)
+    assert measure.unsupported(Setting(model, facts, (1, 12, 12), 4, None)) is None
+    reason = measure.unsupported(Setting(nn.Linear(7, 4), facts, (7,), 4, None))
     assert reason is not None and "compares images by their SSIM" in reason
     words = Dataset(np.zeros((2, 1, 12, 12)), np.zeros(2, dtype=np.int64), 4, {}, ("a",))
-    assert measure.unsupported(model, facts, (1, 12, 12), 4, DataSplits(words, words)) is not None
-    many = UsableOriginal(consecutive=5).unsupported(model, facts, (1, 12, 12), 4, None)
+    assert (
+        measure.unsupported(Setting(model, facts, (1, 12, 12), 4, DataSplits(words, words)))
+        is not None
+    )
+    many = UsableOriginal(consecutive=5).unsupported(Setting(model, facts, (1, 12, 12), 4, None))
     assert many == "the model has 4 layers with parameters, not 5"
 
 
