@@ -170,21 +170,26 @@ class Analytic(Attack):
         )
 
 
-def extracted_rows(observation: Observation) -> tuple[Tensor, int]:
-    """Every active neuron's rescaled row as a sample ``(n, *input)``, and all neurons' number.
+def extracted_rows(observation: Observation, samples: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Every active neuron's rescaled row, and samples as such a row shows them.
 
-    Of texts, a row is the tokens nearest to it.
+    Args:
+        observation: The observation.
+        samples: ``(b, *input)``.
+
+    Returns:
+        Rows ``(n, *shape)``, the samples ``(b, *shape)``, and the layer's neurons. The shape
+        is that of an input; of texts, that of its tokens' embeddings.
 
     Raises:
         AttackFailed: See `fedleak.attacks.gradient_rows.gradient_rows`.
     """
     behind = behind_embedding(observation.model, observation.input_shape)
-    if behind is None:
-        rows = gradient_rows(observation)
-        return rows.ratios().reshape(-1, *observation.input_shape), rows.total
-    rows = gradient_rows(behind.observation(observation))
-    vectors = rows.ratios().reshape(-1, *behind.input_shape)
-    return nearest_tokens(vectors, observation.parameters[behind.weight]), rows.total
+    if behind is not None:
+        samples = observation.parameters[behind.weight][samples]
+        observation = behind.observation(observation)
+    rows = gradient_rows(observation)
+    return rows.ratios().reshape(-1, *observation.input_shape), samples, rows.total
 
 
 def agreed_values(observation: Observation) -> tuple[float, float] | None:

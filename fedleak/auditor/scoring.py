@@ -81,8 +81,8 @@ def score(layout: RunLayout, subject: Subject, outcome: Outcome) -> Iterator[Row
             yield {**cell, **told, "sample": sample, "match": int(matched)}
     if outcome.attack == Analytic.kind_name():
         capture = CaptureStore(layout.root).load(outcome.round, outcome.client)
-        rows, neurons = extracted_rows(observe(capture, subject))
-        counts = extraction(rows, neurons, reconstruction, truth)
+        rows = extracted_rows(observe(capture, subject), torch.from_numpy(truth.inputs))
+        counts = extraction(*rows, reconstruction, truth)
         for measure in _EXTRACTION_SCORES:
             told = {"metric": measure.kind, "value": measure.value(counts)}
             yield {**cell, **told, "sample": -1, "match": -1}

@@ -40,30 +40,33 @@ class Extraction:
 
 
 def extraction(
-    rows: Tensor, neurons: int, reconstruction: Reconstruction, truth: Truth
+    rows: Tensor, alone: Tensor, neurons: int, reconstruction: Reconstruction, truth: Truth
 ) -> Extraction:
     """Count rows and samples that are the same (`EXACT`).
 
     Args:
-        rows: ``(n, *input)``, the rescaled gradient rows of the active neurons; of texts,
-            the tokens that they stand for.
+        rows: ``(n, *shape)``, the rescaled gradient rows of the active neurons. Of texts
+            they are embeddings: the tokens nearest to a mixture of two texts may well be
+            those of one of them, and the row is a mixture all the same.
+        alone: ``(b, *shape)``, what a row shows of each sample alone: the batch itself; of
+            texts, their embeddings.
         neurons: Neurons of the layer.
         reconstruction: What the attack returned.
         truth: The batch.
     """
-    samples = torch.from_numpy(truth.inputs).double().flatten(1)
-    found = reconstruction.inputs.detach().cpu().double().flatten(1)
+    samples = torch.from_numpy(truth.inputs)
     return Extraction(
         neurons=neurons,
         active=len(rows),
-        exact=int(_among(rows.detach().cpu().double().flatten(1), samples).sum()),
+        exact=int(_among(rows, alone).sum()),
         samples=len(samples),
-        recovered=int(_among(samples, found).sum()),
+        recovered=int(_among(samples, reconstruction.inputs).sum()),
     )
 
 
 def _among(some: Tensor, others: Tensor) -> Tensor:
-    """Which of the ``(n, values)`` are among the ``(m, values)``: ``(n,)`` bool."""
+    """Which of the ``(n, *shape)`` are among the ``(m, *shape)``: ``(n,)`` bool."""
+    some, others = (x.detach().cpu().double().flatten(1) for x in (some, others))
     if not len(others):
         return torch.zeros(len(some), dtype=torch.bool)
     nearest = torch.cdist(some, others).argmin(1)

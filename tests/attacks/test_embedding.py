@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks import DLG, GS, Analytic
+from fedleak.attacks.analytic import extracted_rows
 from fedleak.attacks.embedding import behind_embedding, nearest_tokens
-from fedleak.records import Observation, Setting, TrainingFacts
+from fedleak.measures import extraction
+from fedleak.records import Observation, Reconstruction, Setting, TrainingFacts, Truth
 from fedleak.traps import set_trap
 
 LENGTH, DIMENSION, TOKENS = 6, 5, 30
@@ -105,3 +107,28 @@ def test_trap_weights_give_texts_away(observe: Observe) -> None:
 def test_attacks_on_pixels_refuse_texts(attack: Any) -> None:
     told = attack.unsupported(Setting(classifier(), TrainingFacts(1.0, 1, 1, 1), (LENGTH,), 10))
     assert told == "searches for pixels; this model takes tokens"
+
+
+def test_rows_of_texts_are_compared_as_embeddings(observe: Observe) -> None:
+    """The tokens nearest to most mixtures of two texts are those of one of them."""
+    tokens, labels = texts(16)
+    facts = TrainingFacts(1.0, 1, 16, 16)
+    model = classifier()
+    rng = np.random.default_rng(0)
+    settings = {"scaling": 0.7, "sigma": 0.01, "rng": rng}
+    made = set_trap(model, model.state_dict(), True, (LENGTH,), **settings)
+    model.load_state_dict({**model.state_dict(), **made})
+    rows, alone, neurons = extracted_rows(observe(model, tokens, labels, facts), tokens)
+    embedded = model[0](tokens).detach()
+    torch.testing.assert_close(alone, embedded)
+    # By brute force: neurons that see a single text.
+    on = model[2](embedded.flatten(1)) > 0
+    assert (len(rows), neurons) == (int(on.any(0).sum()), 200)
+    counts = extraction(
+        rows, alone, neurons, Reconstruction(tokens, None, torch.ones(16)),
+        Truth(tokens.numpy(), labels.numpy()),
+    )  # fmt: skip
+    lone = int((on.sum(0) == 1).sum())
+    assert counts.exact == lone > 10
+    like = (nearest_tokens(rows, model[0].weight)[:, None] == tokens).all(2).any(1)
+    assert int(like.sum()) > lone, "or there is nothing to tell apart"

@@ -14,7 +14,8 @@ TRUTH = np.random.default_rng(0).random((5, 1, 4, 4), dtype=np.float32)
 
 def scores(rows: torch.Tensor, found: torch.Tensor, neurons: int = 20) -> dict[str, float]:
     reconstruction = Reconstruction(found, None, torch.ones(len(found)))
-    counts = extraction(rows, neurons, reconstruction, Truth(TRUTH, np.zeros(5, np.int64)))
+    truth = Truth(TRUTH, np.zeros(5, np.int64))
+    counts = extraction(rows, torch.from_numpy(TRUTH), neurons, reconstruction, truth)
     return {score.kind_name(): score().value(counts) for score in EXTRACTION_SCORES}
 
 

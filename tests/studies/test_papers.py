@@ -43,7 +43,10 @@ REDUCED: dict[str, tuple[Cells, Sequence[str]]] = {
     ),
     "boenisch-imagenet": ([{"client.batch_size": 20}], ["data.size=[56, 56]"]),
     "boenisch-table9": ([{"client.batch_size": 100, "client.local_steps": 5}], [SMALL]),
-    "boenisch-fedavg": ([{"server.scaling": 0.99}], ["federation.clients=3"]),
+    "boenisch-fedavg": (
+        [{"server.scaling": 0.99}, {"server.kind": "honest-but-curious"}],
+        ["federation.clients_per_round=3"],
+    ),
     "boenisch-fig4": (
         [
             {"client.defenses.0.clip": 1e9},
