@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import math
 
+KNOWN_SEED = (
+    "That holds of noise that nobody knows: FedLeak draws it from the scenario's seed, so that "
+    "runs repeat, and who has the seed can take it off."
+)
+"""What a reader must know of the guarantees of a run that can be repeated."""
+
 _ROUNDED = 1e4
 """Ratio of sensitivity to noise above which the exact epsilon is lost to rounding."""
 

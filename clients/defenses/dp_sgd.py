@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from clients.defenses.defense import Defense, Metrics, Step, Turn, Update
+from fedleak.privacy import KNOWN_SEED
 from fedleak.records import Setting, TrainingFacts
 
 _LARGEST = 1e6
@@ -141,7 +142,8 @@ class DpSgd(Defense):
             )
         said = [
             "dp-sgd's epsilon is that of one sample of a client, over all rounds in which the "
-            "client took part; it does not cover the loss and the number of samples reported."
+            "client took part; it does not cover the loss and the number of samples reported. "
+            f"{KNOWN_SEED}"
         ]
         if self.poisson:
             said.append("Batches are sampled; attacks take each to be of the expected size.")
@@ -217,15 +219,27 @@ def _merged(history: History) -> History:
     return tuple((noise, rate, steps) for (noise, rate), steps in count.items())
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what Opacus's accountants say of numbers that are right all the same."""
+    with warnings.catch_warnings():
+        # It says where more orders would give a lower epsilon; this one holds as well.
+        warnings.filterwarnings("ignore", message="Optimal order is the")
+        # At a sampling rate of 1 it takes log(1 - 1) for the least loss there can be: -inf,
+        # as is right.
+        warnings.filterwarnings(
+            "ignore", "divide by zero encountered in log", RuntimeWarning, r"opacus\.accountants\."
+        )
+        yield
+
+
 @functools.lru_cache(maxsize=1024)
 def _epsilon(accountant: str, history: History, delta: float) -> float:
     from opacus.accountants import PRVAccountant, RDPAccountant
 
     bound = RDPAccountant()
     bound.history = list(history)
-    with warnings.catch_warnings():
-        # It says where more orders would give a lower epsilon; this one holds as well.
-        warnings.filterwarnings("ignore", message="Optimal order is the")
+    with _quiet():
         epsilon = float(bound.get_epsilon(delta))
         if accountant == "rdp" or epsilon > _HOPELESS:
             return epsilon
@@ -238,8 +252,7 @@ def _epsilon(accountant: str, history: History, delta: float) -> float:
 def _noise_for(epsilon: float, delta: float, rate: float, steps: int, accountant: str) -> float:
     from opacus.accountants.utils import get_noise_multiplier
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Optimal order is the")
+    with _quiet():
         return float(
             get_noise_multiplier(
                 target_epsilon=epsilon,

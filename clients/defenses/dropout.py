@@ -46,7 +46,7 @@ class Dropout(Defense):
         return None
 
     def note(self, model: nn.Module, facts: Sequence[TrainingFacts]) -> str | None:
-        return DROPOUT_NOTE if self.rate else None
+        return DROPOUT_NOTE if self.rate else "dropout with rate = 0 changes nothing."
 
     @contextmanager
     def training(self, model: nn.Module, turn: Turn) -> Iterator[Step]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -10,7 +11,7 @@ from torch import nn
 from clients.defenses.defense import Defense, Metrics, Turn, Update
 from clients.defenses.protected import no_such_layer, protected
 from clients.defenses.sparsity import Scope, smallest_zeroed
-from fedleak.records import Setting
+from fedleak.records import Setting, TrainingFacts
 
 
 class GradientPruning(Defense):
@@ -32,6 +33,9 @@ class GradientPruning(Defense):
 
     def unsupported(self, setting: Setting) -> str | None:
         return no_such_layer(setting.model, self.layers or ())
+
+    def note(self, model: nn.Module, facts: Sequence[TrainingFacts]) -> str | None:
+        return None if self.rate else "gradient-pruning with rate = 0 changes nothing."
 
     def release(self, update: Update, model: nn.Module, turn: Turn) -> tuple[Update, Metrics]:
         chosen = {name: update[name] for name in protected(update, self.layers)}

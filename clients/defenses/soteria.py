@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from clients.defenses.defense import Defense, Metrics, Turn
 from fedleak.errors import nearest
 from fedleak.gradients import Representation, dense_layers
 from fedleak.models import has_dropout
-from fedleak.records import Setting
+from fedleak.records import Setting, TrainingFacts
+
+_RATE = 0.4
+"""Share of the features that is zeroed where nothing is said."""
 
 
 class Soteria(Defense):
@@ -42,8 +46,11 @@ class Soteria(Defense):
     holds_back: ClassVar[bool] = True
     makes_gradients: ClassVar[bool] = True
     passes_again: ClassVar[bool] = True
-    rate: float = Field(
-        0.4, ge=0, lt=1, description="share of the layer's features that are zeroed, per sample"
+    rate: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the layer's features that are zeroed, per sample; default 0.4",
     )
     features: int | None = Field(
         None, ge=0, description="how many are zeroed (the paper's epsilon), in place of a share"
@@ -51,6 +58,12 @@ class Soteria(Defense):
     layer: str | None = Field(
         None, description="name of the defended dense layer; default the first that samples reach"
     )
+
+    @model_validator(mode="after")
+    def _one_count(self) -> Self:
+        if self.rate is not None and self.features is not None:
+            raise ValueError("give rate or features, not both")
+        return self
 
     def unsupported(self, setting: Setting) -> str | None:
         trained = _trained(setting.model)
@@ -78,6 +91,11 @@ class Soteria(Defense):
             return f"features = {self.features} would be all, or more, of the {width} of {name!r}"
         return None
 
+    def note(self, model: nn.Module, facts: Sequence[TrainingFacts]) -> str | None:
+        if self.rate == 0 or self.features == 0:
+            return "soteria that zeroes no feature changes nothing."
+        return None
+
     def step(self, model: nn.Module, inputs: Tensor, labels: Tensor, turn: Turn) -> Metrics:
         if not len(inputs):
             return {"bound": 0.0}
@@ -85,8 +103,7 @@ class Soteria(Defense):
         name = self.layer or defendable(model, train_mode, tuple(inputs.shape[1:]))[0]
         representation = Representation(model, name, train_mode)
         features, slopes = representation.factors(inputs, labels)
-        width = features.shape[1]
-        count = round(self.rate * width) if self.features is None else self.features
+        count = self._count(features.shape[1])
         zeroed = largest(ratios(features, representation.gradient_norms(inputs)), count)
         removed = torch.where(zeroed, features, 0)
         bound = certified_distance(removed, representation.spectral_norms(inputs))
@@ -95,6 +112,12 @@ class Soteria(Defense):
             assert gradient is not None
             gradient.copy_(slopes.T @ (features - removed))
         return {"bound": float(bound.mean())}
+
+    def _count(self, width: int) -> int:
+        """How many of so many features are zeroed."""
+        if self.features is not None:
+            return self.features
+        return round((_RATE if self.rate is None else self.rate) * width)
 
 
 def defendable(model: nn.Module, train_mode: bool, input_shape: tuple[int, ...]) -> list[str]:

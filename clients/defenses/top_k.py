@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from clients.defenses.defense import FLOAT_BYTES, Defense, Metrics, Turn, Update
 from clients.defenses.sparsity import Scope, smallest_zeroed
+from fedleak.records import TrainingFacts
 
 _INDEX_BYTES = 4
 
@@ -38,6 +40,11 @@ class TopK(Defense):
     error_feedback: bool = Field(
         False, description="whether what was left out is added to the client's next update"
     )
+
+    def note(self, model: nn.Module, facts: Sequence[TrainingFacts]) -> str | None:
+        if self.fraction == 1:
+            return "top-k with fraction = 1 sends everything: it saves nothing and changes nothing."
+        return None
 
     def release(self, update: Update, model: nn.Module, turn: Turn) -> tuple[Update, Metrics]:
         left = turn.state.array_records.get(turn.label)

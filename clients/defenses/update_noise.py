@@ -13,7 +13,7 @@ from torch import nn
 
 from clients.defenses.defense import Defense, Metrics, Turn, Update
 from clients.defenses.protected import no_such_layer, protected
-from fedleak.privacy import gaussian_epsilon
+from fedleak.privacy import KNOWN_SEED, gaussian_epsilon
 from fedleak.records import Setting, TrainingFacts
 
 
@@ -68,9 +68,7 @@ class UpdateNoise(Defense):
         delta = f", {self.delta:g}" if self.distribution == "gaussian" else ""
         return (
             f"update-noise makes one update of a client ({self._epsilon(1, entries):.4g}{delta})-"
-            "differentially private; epsilon of all its rounds is among its metrics. That holds "
-            "of noise that nobody knows: FedLeak draws it from the scenario's seed, so that runs "
-            "repeat, and who has the seed can take it off."
+            f"differentially private; epsilon of all its rounds is among its metrics. {KNOWN_SEED}"
         )
 
     def release(self, update: Update, model: nn.Module, turn: Turn) -> tuple[Update, Metrics]:

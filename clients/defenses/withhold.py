@@ -27,7 +27,15 @@ class Withhold(Defense):
     )
 
     def unsupported(self, setting: Setting) -> str | None:
-        return no_such_layer(setting.model, self.layers)
+        if reason := no_such_layer(setting.model, self.layers):
+            return reason
+        names = [name for name, weight in setting.model.named_parameters() if weight.requires_grad]
+        if set(protected(names, self.layers)) == set(names):
+            return (
+                "it would hold back every trained layer, and nothing would be learnt from the "
+                "client; name fewer layers"
+            )
+        return None
 
     def release(self, update: Update, model: nn.Module, turn: Turn) -> tuple[Update, Metrics]:
         nothing = {name: torch.zeros_like(update[name]) for name in protected(update, self.layers)}

@@ -25,6 +25,7 @@ from fedleak.measures import BUDGET_METRICS, Measure, leakage_budget
 from fedleak.records import members_of, partition_name
 from fedleak.scenario import Audit, Scenario, load_scenario
 from fedleak.scenario.expectations import IN_STUDIES, Verdict, judge
+from fedleak.scenario.naming import names_of
 
 _POLL_SECONDS = 1.0
 
@@ -135,8 +136,13 @@ def audit(
     verdicts: tuple[Verdict, ...] = ()
     if scenario is not None and scenario.expect:
         # Scores of other attacks, or of the same with other parameters, do not count.
-        counted = {cell.name for cell in _plan(store, scenario, subject)}
-        judged = [row for row in rows if row["cell"] in counted]
+        counted = {cell.name: cell.task for cell in _plan(store, scenario, subject)}
+        names = names_of(scenario.audit.tasks)
+        judged = [
+            {**row, "attack": names[scenario.audit.tasks.index(counted[row["cell"]])]}
+            for row in rows
+            if row["cell"] in counted
+        ]
         verdicts = tuple(judge(expected, judged) for expected in scenario.expect)
         _write_verdicts(layout, verdicts)
     return Audited(tuple(rows), verdicts)

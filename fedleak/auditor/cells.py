@@ -32,7 +32,8 @@ Status = Literal["done", "failed", "unsupported"]
 _NEEDED = {
     "truth": "it needs the client's samples, which nobody here knows",
     "data": "it needs the federation's data, which nobody here knows",
-    "release": "it needs to train as the client does, and only a scenario says how",
+    "release": "it needs to train as the client does; only a scenario says how, and not for the "
+    "sum of several clients",
 }
 
 

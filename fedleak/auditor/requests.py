@@ -22,7 +22,8 @@ def parse_tasks(
 ) -> dict[str, Any]:
     """What ``--attack`` and ``--measure`` name, with parameters from ``--set kind.name=value``.
 
-    What the run's scenario has keeps the scenario's parameters.
+    What the run's scenario has keeps the scenario's parameters, of several of a kind those of
+    the first.
 
     Returns:
         ``attacks`` and ``measures`` for `fedleak.auditor.audit`; empty where nothing was
@@ -39,7 +40,7 @@ def parse_tasks(
         audit = load_scenario(layout.scenario).audit
         for task in audit.tasks:
             table = "attacks" if isinstance(task, Attack) else "measures"
-            known[table][str(task.kind)] = task.model_dump(mode="json")
+            known[table].setdefault(str(task.kind), task.model_dump(mode="json"))
     named = {"attacks": attacks, "measures": measures}
     chosen = {
         table: {kind: known[table].get(kind, {"kind": kind}) for kind in kinds}

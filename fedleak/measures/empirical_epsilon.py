@@ -41,7 +41,8 @@ class EmpiricalEpsilon(Measure):
 
     - ``empirical-epsilon``: least epsilon at the claim's delta that such rates allow,
       ``log((true - delta) / false)`` or the same of silence. Supposes nothing of the
-      mechanism, but needs on the order of ``exp(epsilon)`` releases to reach epsilon.
+      mechanism, but needs on the order of ``exp(epsilon)`` releases to reach epsilon: even
+      if every alarm is right, 500 show no more than 3.8.
     - ``empirical-epsilon-gaussian``: least epsilon if the noise is Gaussian of unknown size,
       from the separation that such rates allow (Nasr et al. 2023). Close to epsilon with
       few releases.
@@ -69,6 +70,21 @@ class EmpiricalEpsilon(Measure):
         "empirical-epsilon-gaussian",
         "claimed-epsilon",
     )
+
+    @property
+    def note(self) -> str:
+        return (
+            "claimed-epsilon is what the noise of dp-sgd gives of one step that has the sample in "
+            "its batch, dp-sgd/epsilon what the client claims of all its rounds. empirical-epsilon "
+            f"is the least that the first can be; {self.trials} releases of each kind show no more "
+            f"than {self.most:.3g}, and 0 says that they showed nothing, not that nothing leaks."
+        )
+
+    @property
+    def most(self) -> float:
+        """The largest ``empirical-epsilon`` that the releases can show: all alarms right."""
+        ones = np.ones(self.trials)
+        return epsilon_bound(ones, np.zeros(self.trials), 0.0, self.confidence)
 
     def measure(self, evidence: Evidence) -> Iterator[Value]:
         noise, delta = (

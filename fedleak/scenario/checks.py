@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from clients.defenses import DpSgd
 from fedleak.errors import Problem
+from fedleak.measures import EmpiricalEpsilon
 from fedleak.scenario.expectations import (
     IN_STUDIES,
     MEASURED,
@@ -13,6 +15,7 @@ from fedleak.scenario.expectations import (
     Expectation,
     needs_audit,
 )
+from fedleak.scenario.naming import names_of
 from fedleak.scenario.schema import Audit, Scenario
 from server_strategies import TrapWeightsParty
 
@@ -79,16 +82,28 @@ def combinations(scenario: Scenario) -> Iterator[tuple[Problem, RestsOn]]:
             "the other does; keep one of them"
         )
         yield Problem("client.defenses", message), ("client.defenses",)
-    kinds = [attack.kind for attack in audit.attacks]
-    for kind, count in Counter(kinds).items():
+    for name, count in Counter(names_of(audit.attacks)).items():
         if count > 1:
-            index = kinds.index(kind)
             message = (
-                f"{kind!r} stands there {count} times; once is enough. To compare parameters make "
-                f'a study: [matrix] with "audit.attacks.{index}.PARAMETER" = [...]; or add the '
-                f"other one later: fedleak audit RUN --attack {kind} --set {kind}.PARAMETER=VALUE"
+                f"{name!r} stands there {count} times with the same parameters; once is enough"
             )
             yield Problem("audit.attacks", message), ("audit.attacks",)
+    if scenario.aggregation.secure_aggregation is not None:
+        for measure in audit.measures:
+            if "release" in measure.needs:
+                message = (
+                    f"{measure.kind!r} looks at what one client would release, and the central "
+                    "party sees sums of several: leave out aggregation.secure_aggregation"
+                )
+                path = "audit.measures"
+                yield Problem(path, message), (path, "aggregation.secure_aggregation")
+    private = [d for d in client.defenses if isinstance(d, DpSgd) and d.noise_multiplier != 0]
+    if any(isinstance(measure, EmpiricalEpsilon) for measure in audit.measures) and not private:
+        message = (
+            "'empirical-epsilon' audits what dp-sgd claims of its steps, and no client claims that "
+            "here: add dp-sgd with noise to client.defenses"
+        )
+        yield Problem("audit.measures", message), ("audit.measures", "client.defenses")
     for index, expectation in enumerate(scenario.expect):
         path = f"expect.{index}"
         for name in sorted(IN_STUDIES):
@@ -115,11 +130,11 @@ def not_audited(expectation: Expectation, audit: Audit) -> tuple[str, str] | Non
         if not any(expectation.metric in measure.metrics for measure in audit.measures):
             return "metric", "nothing measures it: it needs its measure in audit.measures"
         return None
-    kinds = [attack.kind for attack in audit.attacks]
-    if not kinds:
+    names = names_of(audit.attacks)
+    if not names:
         return "", "nothing is scored: audit.attacks is empty"
-    if expectation.attack is not None and expectation.attack not in kinds:
-        listed = ", ".join(kinds)
+    if expectation.attack is not None and expectation.attack not in names:
+        listed = ", ".join(names)
         return "attack", f"{expectation.attack!r} is not among audit.attacks ({listed})"
     return None
 

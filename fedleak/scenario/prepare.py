@@ -165,7 +165,11 @@ def _no_such_layers(scenario: Scenario, model: nn.Module) -> Iterator[Problem]:
 def _held_back(scenario: Scenario) -> str | None:
     """What attacks miss that match entries which clients held back."""
     defenses = [d.kind for d in scenario.client.defenses if d.holds_back]
-    attacks = [a.kind for a in scenario.audit.attacks if getattr(a, "mask_zeros", True) is False]
+    plain, masked = (
+        [a.kind for a in scenario.audit.attacks if getattr(a, "mask_zeros", None) is setting]
+        for setting in (False, True)
+    )
+    attacks = [kind for kind in plain if kind not in masked]
     if not defenses or not attacks:
         return None
     return (

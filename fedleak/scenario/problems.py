@@ -24,6 +24,12 @@ _TYPES = {
     "model_type": "a table",
     "model_attributes_type": "a table",
 }
+_ELSEWHERE = {
+    "server-noise": "[aggregation.server_noise]",
+    "secure-aggregation": "[aggregation] secure_aggregation",
+    "local-averaging": "[client] local_steps or local_epochs",
+}
+"""Defenses that are settings of other tables."""
 _LIMITS = {
     "greater_than": ("gt", "above"),
     "greater_than_equal": ("ge", "at least"),
@@ -85,8 +91,10 @@ def _message(detail: ErrorDetails, schema: type[BaseModel], path: str) -> str:
             return f"is missing; {kinds}"
         return f"must be a table with a `kind`, {kinds}; not {_shown(value)}"
     if kind in {"literal_error", "union_tag_invalid"}:
-        allowed = re.findall(r"'([^']+)'", str(context.get("expected") or context["expected_tags"]))
         wrong = context.get("tag", value)
+        if path.startswith("client.defenses.") and wrong in _ELSEWHERE:
+            return f"{_shown(wrong)} is set elsewhere: {_ELSEWHERE[wrong]}"
+        allowed = re.findall(r"'([^']+)'", str(context.get("expected") or context["expected_tags"]))
         names = [name for name in allowed if name != "custom"]
         own = "; or your own as 'module:name'" if "custom" in allowed else ""
         return (

@@ -191,6 +191,11 @@ class Design(Section):
         description="in a study: keep what was captured after a run's audit; without it large "
         "studies need little disk, and cannot be audited again",
     )
+    join: str | None = Field(
+        None,
+        description='key path of the matrix, for example "client.defenses": a cell whose global '
+        "model nothing tests is shown with the accuracy and loss of the cell with the same value",
+    )
     expect: tuple[Expectation, ...] = Field((), description="values the cells must give")
 
 

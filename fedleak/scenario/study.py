@@ -39,7 +39,7 @@ from fedleak.scenario.problems import problems_of
 from fedleak.scenario.schema import Design, Scenario
 from fedleak.seeding import derive
 
-_OF_THE_STUDY = ("matrix", "repeats", "keep_captures", "expect", "name")
+_OF_THE_STUDY = ("matrix", "repeats", "keep_captures", "join", "expect", "name")
 _MOST_NAMED = 3
 
 
@@ -106,6 +106,8 @@ class Study:
         keys: Key paths that the matrix varies.
         cells: In the matrix's order.
         claims: What the cells must give.
+        beside: By cell whose global model nothing tests, the cell whose accuracy and loss it is
+            shown with.
     """
 
     document: Mapping[str, Any]
@@ -115,6 +117,7 @@ class Study:
     keys: tuple[str, ...]
     cells: tuple[StudyCell, ...]
     claims: tuple[Claim, ...]
+    beside: Mapping[str, str]
 
     def runs(self) -> Iterator[StudyRun]:
         """All runs, repeat by repeat, so that one stopped early has every cell once."""
@@ -154,11 +157,7 @@ def study_from(document: dict[str, Any]) -> Study:
         for name, count in Counter(names).items()
         if count > 1
     ]
-    base = {
-        k: v
-        for k, v in document.items()
-        if k not in {"matrix", "repeats", "keep_captures", "expect"}
-    }
+    base = {k: v for k, v in document.items() if k not in Design.model_fields}
     found = _Problems(len(settings))
     cells = []
     for name, each in zip(names, settings, strict=True):
@@ -166,8 +165,11 @@ def study_from(document: dict[str, Any]) -> Study:
             cells.append(StudyCell(name, each, scenario_from(_document_of(base, each))))
     problems += found.listed()
     claims: list[Claim] = []
+    beside: dict[str, str] = {}
     if not problems:
         problems, claims = _claims(design.expect, cells)
+    if not problems and design.join is not None:
+        problems, beside = _joined(design.join, cells)
     if problems:
         raise ScenarioError(problems)
     name = cells[0].scenario.name
@@ -179,6 +181,7 @@ def study_from(document: dict[str, Any]) -> Study:
         keys_of(settings),
         tuple(cells),
         tuple(claims),
+        beside,
     )
 
 
@@ -301,6 +304,28 @@ def _claims(
                 claims.append(Claim(single, (cell.name,), None if other is None else other.name))
         problems += [Problem(f"expect.{index}.{p.path}", p.message) for p in told]
     return list(dict.fromkeys(problems)), claims
+
+
+def _joined(key: str, cells: Sequence[StudyCell]) -> tuple[list[Problem], dict[str, str]]:
+    """For each cell whose global model nothing tests, the one that is tested in its place."""
+    keys = keys_of([cell.settings for cell in cells])
+    if key not in keys:
+        message = f"{key!r} is no key of the matrix; there are: {', '.join(keys) or 'none'}."
+        return [Problem("join", message + nearest(key, keys))], {}
+    problems: list[Problem] = []
+    beside: dict[str, str] = {}
+    tested = [cell for cell in cells if cell.scenario.federation.evaluate]
+    for cell in cells:
+        if cell.scenario.federation.evaluate or key not in cell.settings:
+            continue
+        others = [each.name for each in tested if each.settings.get(key) == cell.settings[key]]
+        if len(others) == 1:
+            beside[cell.name] = others[0]
+        else:
+            place = _words({key: cell.settings[key]})
+            found = f"{len(others)} cells" if others else "no cell"
+            problems.append(Problem("join", f"{found} with {place} and federation.evaluate = true"))
+    return list(dict.fromkeys(problems)), beside
 
 
 def _wrong_keys(expectation: Expectation, keys: Sequence[str]) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedleak.attacks import ATTACKS, Attack
-from fedleak.auditor.cells import Cell, Outcome, finished
+from fedleak.auditor.cells import Cell, finished
 from fedleak.auditor.notes import read_notes
 from fedleak.captures import RunLayout, StudyLayout, write_atomic
 from fedleak.components import Component
@@ -42,6 +42,7 @@ from fedleak.scenario.expectations import (
     reported_by,
 )
 from fedleak.scenario.matrix import label
+from fedleak.scenario.naming import names_of, told_apart
 from fedleak.scenario.weighing import (
     AGGREGATES,
     Aggregate,
@@ -139,7 +140,12 @@ def aggregate(directory: str | Path) -> tuple[Measured, ...]:
         }
         for cell in study.cells
     }
-    rows = tuple(row for cell in study.cells for row in _rows(cell.name, runs[cell.name]))
+    own = {cell.name: list(_rows(cell.name, runs[cell.name])) for cell in study.cells}
+    rows = tuple(
+        row
+        for name, found in own.items()
+        for row in (*found, *_of_the_model(name, own.get(study.beside.get(name, ""), ())))
+    )
     _write_table(layout, study, rows)
     summary = {
         "name": study.name,
@@ -164,6 +170,13 @@ def aggregate(directory: str | Path) -> tuple[Measured, ...]:
     return rows
 
 
+def _of_the_model(cell: str, rows: Iterable[Measured]) -> Iterator[Measured]:
+    """What another cell's global model reached, as a cell's that is joined to it."""
+    for row in rows:
+        if row.metric in MODEL_METRICS and row.round is None:
+            yield replace(row, cell=cell)
+
+
 def _outcomes(layout: StudyLayout, study: Study, cell: StudyCell) -> list[dict[str, Any]]:
     listed = []
     for repeat in range(study.repeats):
@@ -185,7 +198,7 @@ def _read_run(directory: Path, scenario: Scenario) -> _Run:
         usual[attack_kind.kind_name(), None] = _defaults(attack_kind)
     for measure_kind in MEASURES:
         usual[None, measure_kind.kind_name()] = _defaults(measure_kind)
-    for task in scenario.audit.tasks:
+    for task in reversed(scenario.audit.tasks):  # of several of a kind the first is the usual
         if isinstance(task, Attack):
             usual[task.kind, None] = Cell(0, "", task, {}, granted).parameters
         else:
@@ -193,7 +206,9 @@ def _read_run(directory: Path, scenario: Scenario) -> _Run:
     names: dict[str, str] = {}
     values: dict[_Key, dict[Hashable, float]] = defaultdict(dict)
     for outcome in finished(layout):
-        attack = names[outcome.cell] = _told_apart(outcome, usual)
+        kind = outcome.attack or outcome.measure or ""
+        own = usual.get((outcome.attack, outcome.measure), {})
+        attack = names[outcome.cell] = told_apart(kind, outcome.parameters, own)
         if outcome.status == "done":
             for number in (None, outcome.round):
                 values[attack, TIME, None, number][outcome.client, outcome.round] = outcome.seconds
@@ -226,20 +241,6 @@ def _read_run(directory: Path, scenario: Scenario) -> _Run:
 def _defaults(kind: type[Component]) -> dict[str, Any]:
     """Parameters that need not be given, with what they are then."""
     return kind.model_construct(kind=kind.kind_name()).model_dump(mode="json")
-
-
-def _told_apart(
-    outcome: Outcome, usual: Mapping[tuple[str | None, str | None], Mapping[str, Any]]
-) -> str:
-    """The attack or measure and, shortest first, the parameters in which it is not as usual."""
-    kind = outcome.attack or outcome.measure or ""
-    own = usual.get((outcome.attack, outcome.measure), {})
-    told = [
-        f"{name}={label(value)}"
-        for name, value in outcome.parameters.items()
-        if name not in own or own[name] != value
-    ]
-    return " ".join([kind, *sorted(told, key=len)])
 
 
 def _read_scores(path: Path) -> list[dict[str, Any]]:
@@ -428,7 +429,7 @@ def _counted(metric: str, expectation: Expectation, cell: str, study: Study) -> 
         return [expectation.attack]
     (scenario,) = (each.scenario for each in study.cells if each.name == cell)
     # Without an attack named, all of the scenario's count; not those that were added later.
-    return [*sorted({task.kind for task in scenario.audit.tasks})]
+    return [*sorted(set(names_of(scenario.audit.tasks)))]
 
 
 def _troubles(runs: Iterable[_Run]) -> list[dict[str, Any]]:

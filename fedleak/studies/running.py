@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import tomllib
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -101,12 +102,15 @@ def run_study(
             exists.
     """
     target = Path(runs if directory is None else directory)
+    # As it will be read again: TOML puts tables behind values, and cells are named in order.
+    document = tomli_w.dumps(dict(study.document))
+    study = load_study(tomllib.loads(document))
     check_cells(study, lambda prepared: check_resources(prepared, target))
     root = new_directory(study.name, Path(runs), None if directory is None else Path(directory))
     layout = StudyLayout(root)
     layout.cells.mkdir()
     write_environment(layout.environment, command=command)
-    write_atomic(layout.scenario, tomli_w.dumps(dict(study.document)).encode())
+    write_atomic(layout.scenario, document.encode())
     _run_missing(study, layout, on_run)
     return root
 

@@ -246,6 +246,14 @@ def test_epsilon_composes_over_the_rounds_of_a_client(turn, accountant, sampling
     assert epsilon(1, 5) == mine[0]
 
 
+@pytest.mark.filterwarnings("error")
+def test_opacus_says_nothing_of_a_sampling_rate_of_one(turn):
+    own = turn(steps=4, batch_size=25, examples=100)
+    for defense in (DpSgd(noise_multiplier=1.25, sampling="shuffle"), DpSgd(epsilon=7.25)):
+        _, metrics = defense.release({}, nn.Linear(1, 1), own)
+        assert metrics["epsilon"] > 0
+
+
 def test_next_to_no_noise_is_accounted_for_in_little_memory(turn):
     """Privacy loss variables would take gigabytes here."""
     _, metrics = DpSgd(noise_multiplier=1e-3).release({}, nn.Linear(1, 1), turn())
@@ -381,6 +389,7 @@ def test_batch_norm_is_refused_and_group_norm_is_not():
 def test_a_client_with_too_few_samples_is_told_of():
     (note,) = prepare(private()).notes
     assert "batch_size" not in note
+    assert "who has the seed can take it off" in note
     notes = prepare(private({"batch_size": 1000})).notes
     assert any("uses all of them in every step" in note for note in notes)
     (note,) = prepare(private(noise_multiplier=0.0)).notes

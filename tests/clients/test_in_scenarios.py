@@ -58,6 +58,9 @@ def same(mine, theirs):
         ("client.defenses.0.kind", [{"kind": "update-nois"}], "Did you mean 'update-noise'?"),
         ("client.defenses.0.rate", [{"kind": "soteria", "rate": 1.0}], "must be below 1"),
         ("client.defenses.0.rate", [{"kind": "soteria", "rate": -0.1}], "at least 0"),
+        ("client.defenses.0", [{"kind": "soteria", "rate": 0.4, "features": 3}], "not both"),
+        ("client.defenses.0.kind", [{"kind": "server-noise"}], "set elsewhere: [aggregation.serv"),
+        ("client.defenses.0.kind", [{"kind": "local-averaging"}], "set elsewhere: [client] local"),
         ("client.defenses", [{"kind": "weight-inspection"}] * 2, "stands there 2 times"),
     ],
 )  # fmt: skip
@@ -81,6 +84,29 @@ def test_a_layer_that_matches_nothing_is_refused_before_the_run(refused):
     scenario = defended({"kind": "soteria", "layer": "act1"})
     message = refused("client.defenses.0", prepare, scenario)
     assert "no dense layer 'act1' is trained; there are: fc1, fc2." in message
+
+
+def test_withholding_every_layer_is_refused_before_the_run(refused):
+    message = refused("client.defenses.0", prepare, defended(WITHHELD))
+    assert "every trained layer" in message
+
+
+WITHHELD = {"kind": "withhold", "layers": ["fc1.weight", "fc1.bias", "fc2"]}
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        {"kind": "dropout", "rate": 0.0},
+        {"kind": "top-k", "fraction": 1.0},
+        {"kind": "gradient-pruning", "rate": 0.0},
+        {"kind": "soteria", "rate": 0.0},
+        {"kind": "soteria", "features": 0},
+    ],
+)
+def test_a_reader_is_told_of_settings_that_change_nothing(idle):
+    (note,) = prepare(defended(idle)).notes
+    assert "changes nothing" in note
 
 
 def test_a_reader_is_told_what_noise_guarantees():

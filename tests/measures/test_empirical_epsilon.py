@@ -146,6 +146,21 @@ def test_bounds_of_a_mechanism_that_is_known_in_closed_form():
     assert apart * 0.97 < separation_bound(present, absent, 0.99) < apart
 
 
+@pytest.mark.parametrize("trials", [20, 21, 500])
+def test_a_reader_is_told_what_so_many_releases_can_show(trials):
+    """Of the half that tests a threshold all are told rightly: exact binomial ends."""
+    n = trials - trials // 2
+    doubt = 0.01 / 2
+    most = math.log(doubt ** (1 / n) / (1 - doubt ** (1 / n)))
+    measure = EmpiricalEpsilon(trials=trials)
+    assert measure.most == pytest.approx(max(most, 0))
+    assert f"{measure.most:.3g}, and 0 says that they showed nothing" in measure.note
+    # Nothing shows more: not even releases that could not be told apart better.
+    rng = np.random.default_rng(4)
+    told = epsilon_bound(rng.normal(9, 1, trials), rng.normal(-9, 1, trials), 0.0, 0.99)
+    assert told <= measure.most
+
+
 def test_a_bound_is_zero_where_nothing_can_be_told():
     same = np.ones(100)
     assert epsilon_bound(same, same, 0.0, 0.99) == 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
@@ -386,6 +387,45 @@ def test_a_study_of_defenses_draws_accuracy_against_leakage(build: Build) -> Non
     assert [trade.points[name] for name in trade.front] == [(20.0, 0.8), (40.0, 0.9)]
     (drawn,) = [f for f in figures(results) if "Pareto" in f.title]
     assert "scale = 1; scale = 0" in drawn.alt
+
+
+def test_the_table_of_choices_joins_what_is_left_and_what_it_costs(build: Build) -> None:
+    defended = build(
+        psnr=[(40.0, None, None), (math.inf, None, None), (30.0, None, None)],
+        accuracies=[[0.9], [0.8], [0.7]],
+        settings=lambda i: {"client.defenses.0.scale": str(i)},
+        repeats=1,
+    )
+    (trade,) = trades(read_study(defended))
+    # What leaks everything is drawn nowhere, and no choice.
+    assert trade.points["cell-1"] == (math.inf, 0.8)
+    assert trade.front == ("cell-2", "cell-0")
+    rows = [
+        "| scale | accuracy | psnr of gs | Pareto front |",
+        "| --- | --- | --- | --- |",
+        "| 0 | 0.9 | 40 | yes |",
+        "| 1 | 0.8 | ∞ |  |",
+        "| 2 | 0.7 | 30 | yes |",
+    ]
+    assert "\n".join(rows) in study_markdown(defended)
+    words = " ".join(printed(defended))
+    assert "accuracy against psnr" in words
+    assert "Pareto front" in words
+    assert "Accuracy against psnr</h2>" in report(defended).read_text()
+
+
+def test_of_the_mean_squared_error_less_is_more_leakage(build: Build) -> None:
+    defended = build(
+        psnr=[(0.3, None, None), (0.1, None, None), (0.2, None, None)],
+        metrics=("mse",),
+        accuracies=[[0.9], [0.8], [0.95]],
+        settings=lambda i: {"client.defenses.0.scale": str(i)},
+        expectations=[{**expected("cell-0", 0.1, 0.3), "metric": "mse"}],
+        repeats=1,
+    )
+    (trade,) = trades(read_study(defended))
+    assert trade.leakage == "mse"
+    assert trade.front == ("cell-0", "cell-2")
 
 
 def test_a_study_of_something_else_draws_none(build: Build) -> None:

@@ -123,9 +123,31 @@ def test_missing_tables_and_kinds() -> None:
         ({"audit": {"clients": [2]}}, "audit.clients", "ids go from 0 to 1"),
         ({"audit": {"clients": [-1]}}, "audit.clients", "no client -1"),
         (
-            {"audit": {"attacks": [{"kind": "gs"}, {"kind": "gs", "iterations": 5}]}},
+            {"audit": {"attacks": [{"kind": "gs"}, {"kind": "gs", "restarts": 1}, {"kind": "gs"}]}},
             "audit.attacks",
-            "'gs' stands there 2 times",
+            "'gs' stands there 2 times with the same parameters",
+        ),
+        (
+            {"audit": {"measures": [{"kind": "empirical-epsilon"}]}},
+            "audit.measures",
+            "no client claims that here: add dp-sgd with noise",
+        ),
+        (
+            {
+                "audit": {"measures": [{"kind": "empirical-epsilon"}]},
+                "client": {"defenses": [{"kind": "dp-sgd", "noise_multiplier": 0.0}]},
+            },
+            "audit.measures",
+            "no client claims that here: add dp-sgd with noise",
+        ),
+        (
+            {
+                "audit": {"measures": [{"kind": "empirical-epsilon"}]},
+                "client": {"defenses": [{"kind": "dp-sgd"}]},
+                "aggregation": {"secure_aggregation": 2},
+            },
+            "audit.measures",
+            "sees sums of several: leave out aggregation.secure_aggregation",
         ),
         (
             {"audit": {}, "expect": [{"metric": "psnr", "comparison": ">=", "value": 1.0}]},

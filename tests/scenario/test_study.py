@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fedleak.errors import ScenarioError
 from fedleak.scenario import Study, check_cells, load_study
 from fedleak.scenario.matrix import cell_names, label, same, settings_of
+from fedleak.scenario.naming import names_of
 
 Tiny = Callable[..., dict[str, Any]]
 
@@ -112,6 +113,23 @@ def test_overrides_reach_the_matrix(tiny: Tiny) -> None:
         ({"matrix": {"client.lr": []}}, "matrix.client.lr", "needs at least 1 entry"),
         ({"matrix": 3}, "matrix", "must be a list"),
         ({"matrix": {"client.lr": [1]}, "repeats": 0}, "repeats", "must be at least 1, not 0"),
+        ({"join": "seed", "matrix": {"client.lr": [1]}}, "join", "no key of the matrix; there are"),
+        (
+            {
+                "join": "client.lr",
+                "matrix": [
+                    {"client.lr": [1], "federation.evaluate": [False]},
+                    {"client.lr": [1], "client.batch_size": [1, 2]},
+                ],
+            },
+            "join",
+            "2 cells with client.lr = 1 and federation.evaluate = true",
+        ),
+        (
+            {"join": "client.lr", "matrix": {"client.lr": [1], "federation.evaluate": [False]}},
+            "join",
+            "no cell with client.lr = 1 and federation.evaluate = true",
+        ),
         ({"matrix": {"name": ["a"]}}, "matrix.name", "cannot vary"),
         ({"matrix": {"client.lr": [1, 1]}}, "matrix", "has the cell client.lr=1 2 times"),
         (
@@ -245,6 +263,22 @@ def test_wrong_expectations(tiny: Tiny, more: dict[str, Any], path: str, said: s
     found = problems(expecting(tiny, **more))
     assert list(found) == [path]
     assert said in found[path]
+
+
+def test_an_attack_may_stand_there_in_several_forms(tiny: Tiny) -> None:
+    claim = {"metric": "psnr", "comparison": ">=", "value": 1.0}
+    raw = tiny(
+        repeats=1,
+        audit={"attacks": [{"kind": "gs"}, {"kind": "gs", "restarts": 3, "mask_zeros": True}]},
+        expect=[{**claim, "attack": "gs restarts=3 mask_zeros=true"}],
+    )
+    first, second = load_study(raw).cells[0].scenario.audit.attacks
+    assert (first, names_of([first, second, second])) == (
+        type(first)(), ("gs", *["gs restarts=3 mask_zeros=true"] * 2),
+    )  # fmt: skip
+    raw["expect"] = [{**claim, "attack": "gs mask_zeros=true"}]
+    said = problems(raw)["expect.0.attack"]
+    assert "is not among audit.attacks (gs, gs restarts=3 mask_zeros=true)" in said
 
 
 def test_accuracy_needs_no_attack_but_an_evaluation(tiny: Tiny) -> None:

@@ -285,6 +285,62 @@ def test_two_cells_are_compared_repeat_by_repeat(written: Callable[..., Written]
     assert told["high"] - 9 == pytest.approx(12.706205, rel=1e-6)
 
 
+def test_forms_of_one_attack_have_values_of_their_own(tiny: Tiny, tmp_path: Path) -> None:
+    claims = [
+        {"metric": "psnr", "comparison": ">=", "value": 5.0, "attack": name}
+        for name in ("gs", "gs restarts=1", "gs mask_zeros=true")
+    ]
+    attacks = [{"kind": "gs", **more} for more in ({}, {"restarts": 1}, {"mask_zeros": True})]
+    document = tiny(matrix={"seed": [1]}, audit={"attacks": attacks}, expect=claims)
+    study = Written(tmp_path / "study", document)
+    (cell,) = study.study.cells
+    study.run(cell.name, 0, [10.0])
+    layout = RunLayout(study.layout.run(cell.name, 0))
+    rows = []
+    for attack, found in zip(cell.scenario.audit.attacks, (7.0, 8.0, 9.0), strict=True):
+        made = Cell(1, "client-000", attack, {})
+        outcome = {
+            "cell": made.name, "round": 1, "client": "client-000", "attack": "gs",
+            "parameters": made.parameters, "status": "done", "reason": "", "seconds": 1.0,
+            "samples": 1,
+        }  # fmt: skip
+        (layout.cells / f"{made.name}.json").write_text(json.dumps(outcome))
+        rows.append(
+            {
+                "cell": made.name, "round": 1, "client": "client-000", "attack": "gs",
+                "sample": 0, "match": 0, "metric": "psnr", "value": found, "layer": None,
+            }
+        )  # fmt: skip
+    write_ledger(layout.results, rows)
+    table = {(row.attack, row.mean) for row in aggregate(study.root) if row.metric == "psnr"}
+    assert table == {("gs", 7.0), ("gs restarts=1", 8.0), ("gs mask_zeros=true", 9.0)}
+    assert [e["measured"] for e in study.summary()["expectations"]] == [7.0, 8.0, 9.0]
+
+
+def test_a_cell_that_is_joined_is_shown_with_the_others_accuracy(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    study = Written(
+        tmp_path / "study",
+        tiny(
+            join="client.lr",
+            matrix=[
+                {"client.lr": [0.1, 0.2], "federation.evaluate": [False]},
+                {"client.lr": [0.2, 0.1]},
+            ],
+        ),
+    )
+    scored, other, tested, untold = (cell.name for cell in study.study.cells)
+    assert study.study.beside == {scored: untold, other: tested}
+    study.run(scored, 0, [10.0])
+    study.run(other, 0, [20.0])
+    study.run(tested, 0, [], accuracy=0.7)
+    rows = aggregate(study.root)
+    assert value(rows, other, "psnr").mean == 20.0
+    assert value(rows, other, "accuracy").mean == 0.7
+    assert not [row for row in rows if (row.cell, row.metric) == (scored, "accuracy")]
+
+
 def test_what_was_not_measured_is_a_miss(written: Callable[..., Written]) -> None:
     study = written(expect=[{"metric": "ssim", "comparison": "<=", "value": 1.0}])
     study.run(ONE, 0, [10.0])

@@ -109,3 +109,26 @@ def test_reduced(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert all(expected.measured is not None for expected in results.expectations)
     missed = {expected.metric for expected in results.expectations if not expected.met}
     assert missed <= MISSED.get(name, set())
+
+
+def test_noise_on_single_layers_against_both_kinds_of_leakage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "FEDLEAK_DATA" not in os.environ:
+        pytest.skip("set FEDLEAK_DATA to the directory with the real data sets")
+    (tmp_path / "data").symlink_to(os.environ["FEDLEAK_DATA"])
+    monkeypatch.chdir(tmp_path)
+    document = read_document(PAPERS / "mo-fig9.toml")
+    original, latent = document["matrix"]
+    original |= {"client.defenses.1.layers": [["conv1"]], "client.defenses.1.scale": [1.0]}
+    latent |= {"client.defenses.1.layers": [["fc3"]], "client.defenses.1.scale": [0.0001]}
+    latent["audit.measures"][0][0] |= {"batches": 40, "family": ["logistic"], "batch": 8}
+    document |= {"expect": []}
+    document["audit"]["attacks"][0]["iterations"] = 20
+    document["federation"]["clients"] = 1
+    results = read_study(run_study(load_study(document), directory=tmp_path / "study"))
+    assert {run.status for cell in results.cells for run in cell.runs} == {"done"}
+    there = {(value.cell, value.metric, value.layer) for value in results.overall}
+    noised, told = (cell.name for cell in results.cells)
+    assert (noised, "ssim", None) in there
+    assert {(told, "usable-latent", layer) for layer in (None, "conv1", "fc3")} <= there

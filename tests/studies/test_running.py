@@ -18,6 +18,7 @@ import pytest
 import fedleak
 from fedleak.captures import CaptureStore, StudyLayout
 from fedleak.errors import QuorumLost, ResourceError, ScenarioError
+from fedleak.reporting.study import read_study
 from fedleak.scenario import load_scenario, load_study
 from fedleak.studies import Progress, audit_study, resume, run_study, running
 
@@ -59,6 +60,14 @@ def test_a_study_is_a_directory_of_ordinary_runs(tiny: Tiny, tmp_path: Path) -> 
         (0, 4, 0, CELLS[0]), (1, 4, 0, CELLS[1]), (2, 4, 0, CELLS[0]), (3, 4, 0, CELLS[1]),
         (4, 4, 0, ""),
     ]  # fmt: skip
+
+
+def test_tables_among_values_of_a_matrix(tiny: Tiny, tmp_path: Path) -> None:
+    """TOML puts tables behind values: cells are still found by what they are called."""
+    matrix = {"data": [{"kind": "digits"}], "client.batch_size": [1], "client.lr": [0.1, 0.2]}
+    place = run_study(load_study(tiny(matrix=matrix)), directory=tmp_path / "study")
+    results = read_study(place)
+    assert [run.status for cell in results.cells for run in cell.runs] == ["done", "done"]
 
 
 def test_the_first_repeat_is_the_run_of_the_scenario_alone(tiny: Tiny, tmp_path: Path) -> None:

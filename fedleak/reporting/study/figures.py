@@ -172,23 +172,26 @@ def _draw(
 def _draw_trade(results: StudyResults, trade: Trade) -> Figure:
     """Accuracy over leakage: the better a cell, the further up and to the left."""
     cells = {cell.name: cell for cell in results.cells}
+    drawn = {name: point for name, point in trade.points.items() if finite(point[0])}
     with drawing() as made:
         axes = made.axes
-        rest = [point for name, point in trade.points.items() if name not in trade.front]
-        if rest:
+        if rest := [point for name, point in drawn.items() if name not in trade.front]:
             axes.plot(*zip(*rest, strict=True), "o", color="0.65", label="another is better")
-        front = [trade.points[name] for name in trade.front]
-        axes.plot(*zip(*front, strict=True), "o-", color="C0", label="Pareto front")
+        if front := [drawn[name] for name in trade.front if name in drawn]:
+            axes.plot(*zip(*front, strict=True), "o-", color="C0", label="Pareto front")
         for name in trade.front:
-            axes.annotate(
-                place(results, cells[name]),
-                trade.points[name],
-                xytext=(4, -9),
-                textcoords="offset points",
-                fontsize="xx-small",
-            )
+            if name in drawn:
+                axes.annotate(
+                    place(results, cells[name]),
+                    drawn[name],
+                    xytext=(4, -9),
+                    textcoords="offset points",
+                    fontsize="xx-small",
+                )
         axes.set_xlabel(f"leakage: mean {trade.leakage} of the attack that finds most")
         axes.set_ylabel("mean accuracy")
+        if trade.falling:
+            axes.invert_xaxis()
     title = f"accuracy against {trade.leakage}"
     named = "; ".join(place(results, cells[name]) for name in trade.front)
     return Figure(

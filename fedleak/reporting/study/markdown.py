@@ -10,6 +10,7 @@ from fedleak.reporting.results import verdicts
 from fedleak.reporting.study.comparison import compared
 from fedleak.reporting.study.results import StudyResults, read_study
 from fedleak.reporting.study.tables import (
+    MainTable,
     answer,
     courses,
     extent,
@@ -17,6 +18,8 @@ from fedleak.reporting.study.tables import (
     main_table,
     note_on_intervals,
     settings,
+    trade_table,
+    trades,
     with_interval,
     worst_missed,
 )
@@ -47,7 +50,12 @@ def study_markdown(directory: Path) -> str:
     if missed := worst_missed(results):
         parts.append("\n".join(["Missed worst:", "", *(f"- {said}" for said in missed)]))
     parts += results.notes
-    parts.append(_table(*(_published(results) if results.expectations else _measured(results))))
+    offered = [trade_table(results, trade) for trade in trades(results)]
+    if results.expectations:
+        parts.append(_table(*_published(results)))
+    elif not offered:
+        parts.append(_table(*_whole(main_table(results))))
+    parts += [_table(*_whole(table)) for table in offered]
     parts += [_table(*table) for table in _over_rounds(results)]
     parts += [f"- {said} ({text.count(count, 'time')})" for said, count in failures(results)]
     return "\n\n".join(parts) + "\n"
@@ -73,8 +81,7 @@ def _published(results: StudyResults) -> _Table:
     return head, rows
 
 
-def _measured(results: StudyResults) -> _Table:
-    table = main_table(results)
+def _whole(table: MainTable) -> _Table:
     return [*table.keys, *table.metrics], [[*keys, *values] for keys, values in table.rows]
 
 

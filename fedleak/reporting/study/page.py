@@ -16,6 +16,8 @@ from fedleak.reporting.study.tables import (
     main_table,
     note_on_intervals,
     settings,
+    trade_table,
+    trades,
     worst_missed,
 )
 
@@ -39,6 +41,7 @@ def write_study_page(directory: Path) -> Path:
         extent=extent(results),
         missed=worst_missed(results),
         table=main_table(results),
+        offered=[(trade.leakage, trade_table(results, trade)) for trade in trades(results)],
         note=note_on_intervals(results),
         compared=compared(results),
         verdicts=verdicts(results.expectations),

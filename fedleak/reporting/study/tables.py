@@ -15,7 +15,10 @@ _MAIN = ("psnr", "ssim", "label-accuracy", "extraction-recall", "accuracy")
 """What is shown of a study that expects nothing in particular."""
 _COSTS = ("bytes-sent", "train-seconds", "refused")
 """What defenses cost, shown beside the main ones of a study of defenses, as epsilon is."""
-_LEAKAGE = ("psnr", "extraction-recall")
+_LEAKAGE = {"psnr": 1, "extraction-recall": 1, "mse": -1}
+"""Scores that say how much leaks, and whether more of it means more or less."""
+_LEAKAGE_SHOWN = ("psnr", "extraction-recall")
+"""Those that are compared with accuracy where expectations name none."""
 _DEFENDED = ("client.defenses", "aggregation.")
 _LAST = ("loss", *_COSTS, "seconds")
 _MOST_DECIMALS = 4
@@ -369,12 +372,17 @@ class Trade:
     """What cells leave of leakage, and what of accuracy.
 
     Attributes:
-        leakage: A metric of which more means that more leaks.
+        leakage: The metric.
+        falling: Whether less of it means that more leaks.
+        found: By cell's name, what each attack found on average.
         points: By cell's name, mean leakage by the attack that finds most, and mean accuracy.
-        front: Cells than which no other is better in one and as good in the other, by leakage.
+        front: Cells than which no other is better in one and as good in the other, the least
+            leakage first.
     """
 
     leakage: str
+    falling: bool
+    found: Mapping[str, Mapping[str, Value]]
     points: Mapping[str, tuple[float, float]]
     front: tuple[str, ...]
 
@@ -383,21 +391,46 @@ def trades(results: StudyResults) -> list[Trade]:
     """Utility against privacy, where a study of defenses measured both."""
     if not any(key.startswith(_DEFENDED) for key in results.keys):
         return []
-
-    def means(metric: str) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for value in results.overall:
-            if (value.metric, value.aggregate) == (metric, "mean") and math.isfinite(value.mean):
-                found[value.cell] = max(value.mean, found.get(value.cell, -math.inf))
-        return found
-
-    accuracy, drawn = means("accuracy"), []
-    for metric in _LEAKAGE:
-        leakage = means(metric)
-        points = {name: (leakage[name], accuracy[name]) for name in leakage if name in accuracy}
+    means = [value for value in results.overall if value.aggregate == "mean"]
+    accuracy = {value.cell: value.mean for value in means if value.metric == "accuracy"}
+    named = {expectation.metric for expectation in results.expectations}
+    drawn = []
+    for metric in [name for name in _LEAKAGE if name in named] or _LEAKAGE_SHOWN:
+        found: dict[str, dict[str, Value]] = {}
+        for value in means:
+            if value.metric == metric and value.attack and value.cell in accuracy:
+                found.setdefault(value.cell, {})[value.attack] = value
+        sign = _LEAKAGE[metric]
+        leaks = {
+            cell: (max(sign * value.mean for value in by.values()), accuracy[cell])
+            for cell, by in found.items()
+        }
+        points = {cell: (sign * leak, kept) for cell, (leak, kept) in leaks.items()}
         if len(points) > 1:
-            drawn.append(Trade(metric, points, pareto_front(points)))
+            drawn.append(Trade(metric, sign < 0, found, points, pareto_front(leaks)))
     return drawn
+
+
+def trade_table(results: StudyResults, trade: Trade) -> MainTable:
+    """Accuracy, costs and what each attack found, a row for each cell that has both."""
+    shown = [cell for cell in results.cells if cell.name in trade.points]
+    attacks = list(dict.fromkeys(a for cell in shown for a in trade.found[cell.name]))
+    costs = [name for name in metrics(results) if name.endswith("/epsilon") or name in _COSTS]
+    own = {
+        (value.cell, value.metric): value
+        for value in results.overall
+        if value.attack is None and value.aggregate == "mean"
+    }
+    told = [settings(results, cell) for cell in shown]
+    keys = [key for key in told[0] if len({each[key] for each in told}) > 1]
+    rows = []
+    for cell, each in zip(shown, told, strict=True):
+        values = [own.get((cell.name, name)) for name in ("accuracy", *costs)]
+        values += [trade.found[cell.name].get(attack) for attack in attacks]
+        last = "yes" if cell.name in trade.front else ""
+        rows.append(([each[key] for key in keys], [*map(with_interval, values), last]))
+    heads = ("accuracy", *costs, *(f"{trade.leakage} of {a}" for a in attacks), "Pareto front")
+    return MainTable(tuple(keys), heads, tuple(rows))
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from fedleak.reporting.results import verdicts
 from fedleak.reporting.study.comparison import Compared, compared, side_by_side
 from fedleak.reporting.study.results import StudyResults, read_study
 from fedleak.reporting.study.tables import (
+    Trade,
     answer,
     by_miss,
     columns,
@@ -26,6 +27,8 @@ from fedleak.reporting.study.tables import (
     note_on_intervals,
     row_heads,
     settings,
+    trade_table,
+    trades,
     with_interval,
     worst_missed,
 )
@@ -81,8 +84,12 @@ def study_report(directory: Path) -> RenderableType:
         parts += [Padding(outside(said), (0, 0, 0, 2)) for said in missed]
     parts.append(outside(extent(results)))
     parts += [Text(note, "yellow") for note in results.notes]
-    parts += _measured(results)
+    offered = trades(results)
+    if results.expectations or not offered:
+        parts += _measured(results)
     parts += _compared(results)
+    for trade in offered:
+        parts += _offered(results, trade)
     parts += _over_rounds(results)
     told = failures(results)
     for said, count in told[:MOST_FAILURES]:
@@ -107,6 +114,18 @@ def _measured(results: StudyResults) -> list[RenderableType]:
     for group in _groups(heads, values):
         parts += [Text(), _table(heads, group)]
     return [*parts, Text(note_on_intervals(results), "dim"), *_hidden(len(everything), "lines")]
+
+
+def _offered(results: StudyResults, trade: Trade) -> list[RenderableType]:
+    """What each cell leaves of accuracy and what it leaks, cut into several where need be."""
+    table = trade_table(results, trade)
+    rows = table.rows[:MOST_LINES]
+    heads = [_Column(head, [keys[i] for keys, _ in rows]) for i, head in enumerate(table.keys)]
+    values = [_Column(head, [told[i] for _, told in rows]) for i, head in enumerate(table.metrics)]
+    parts: list[RenderableType] = [Text(), Text(f"accuracy against {trade.leakage}", "dim")]
+    for number, group in enumerate(_groups(heads, values)):
+        parts += [*([Text()] if number else []), _table(heads, group)]
+    return [*parts, Text(note_on_intervals(results), "dim"), *_hidden(len(table.rows), "lines")]
 
 
 def _compared(results: StudyResults) -> list[RenderableType]:
