@@ -79,6 +79,9 @@ def main() -> None:
     try:
         app(prog_name="fedleak")
     except FedLeakError as error:
+        if "--json" in sys.argv and not isinstance(error, ExpectationMissed | StudyIncomplete):
+            # Those two come after a report, which has what they say.
+            _print_json({"error": type(error).__name__, "problems": _problems(error)})
         width = Console(stderr=True).width - 1
         for line in _explain(error):
             # Paths and key paths stay whole, to be copied.
@@ -97,7 +100,12 @@ def main() -> None:
         if leaving.code == _INTERRUPTED:
             # Flower's server thread would wait an hour for replies, and Python
             # for the thread; what is committed is on disk.
-            print("Interrupted. Finished rounds and cells are kept.", file=sys.stderr, flush=True)
+            print(
+                "Interrupted. Finished rounds and cells are kept.\n"
+                "An audit goes on with `fedleak audit RUN`, a study with `fedleak run STUDY`.",
+                file=sys.stderr,
+                flush=True,
+            )
             sys.stdout.flush()
             os._exit(_INTERRUPTED)
         raise
@@ -111,6 +119,12 @@ def _explain(error: FedLeakError) -> list[str]:
         head = f"{count} problem{'' if count == 1 else 's'} in the {place}:"
         return [head, *(f"  {problem}" for problem in error.problems)]
     return [f"Error: {error}"]
+
+
+def _problems(error: FedLeakError) -> list[dict[str, str]]:
+    if isinstance(error, ScenarioError):
+        return [dataclasses.asdict(problem) for problem in error.problems]
+    return [{"path": "", "message": str(error)}]
 
 
 @app.command()
@@ -677,6 +691,8 @@ def _print_parameters(entries: Sequence[Entry]) -> None:
             grid.add_row(parameter.name, escape(default), escape(parameter.description))
         if entry.parameters:
             out.print(Padding(grid, (0, 0, 0, 2)))
+        if entry.metrics:
+            out.print(Padding(f"Metrics: {', '.join(entry.metrics)}", (0, 0, 0, 2)))
         out.print()
 
 
@@ -704,11 +720,21 @@ def _finish(directory: Path, audited: Audited, as_json: bool) -> None:
 
 def _print_report(directory: Path, as_json: bool) -> None:
     from fedleak.reporting import summary, terminal_report, write_page
+    from fedleak.reporting.results import read_results
 
     page = write_page(directory)
     if as_json:
-        cells = [dataclasses.asdict(row) for row in summary(directory)]
-        _print_json({"run": str(directory), "page": str(page), "cells": cells})
+        _print_json(
+            {
+                "run": str(directory),
+                "page": str(page),
+                "cells": [dataclasses.asdict(row) for row in summary(directory)],
+                "expectations": [
+                    {**expectation.model_dump(), "difference": expectation.difference}
+                    for expectation in read_results(directory).expectations
+                ],
+            }
+        )
         return
     out.print(terminal_report(directory))
     out.print(f"\nPage: {page}", markup=False, soft_wrap=True)

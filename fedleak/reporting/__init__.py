@@ -12,7 +12,7 @@ from fedleak.captures import StudyLayout
 from fedleak.reporting.page import write_page
 from fedleak.reporting.study import study_markdown, study_report, write_study_page
 from fedleak.reporting.tables import SummaryRow, summary
-from fedleak.reporting.terminal import expectations_table, terminal_report
+from fedleak.reporting.terminal import terminal_report
 
 
 def report(directory: str | Path) -> Path:
@@ -31,7 +31,6 @@ def report(directory: str | Path) -> Path:
 
 __all__ = [
     "SummaryRow",
-    "expectations_table",
     "report",
     "study_markdown",
     "study_report",

@@ -58,19 +58,6 @@ def terminal_report(run: Path) -> RenderableType:
     return Group(*parts)
 
 
-def expectations_table(run: Path) -> Table:
-    """The scenario's expectations: published, measured, difference, met.
-
-    Args:
-        run: The run directory.
-
-    Raises:
-        ResourceError: ``run`` is no run directory, or has not been audited.
-        CaptureError: A file of it is damaged; the message names the file.
-    """
-    return compared(read_results(run).expectations)
-
-
 def _leaks(results: Results) -> list[RenderableType]:
     scored = worst_first(row for row in summary_rows(results) if row.samples)
     if not scored:

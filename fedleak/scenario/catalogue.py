@@ -30,11 +30,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing a scenario can name; ``module:...`` stands for the user's own."""
+    """One thing a scenario can name; ``module:...`` stands for the user's own.
+
+    ``metrics`` are what a measure gives and an expectation can name.
+    """
 
     kind: str
     summary: str
     parameters: tuple[Parameter, ...]
+    metrics: tuple[str, ...] = ()
 
 
 _TABLES: dict[str, tuple[type[Component], ...]] = {
@@ -129,6 +133,7 @@ def _entry(component: type[Component], kind: str) -> Entry:
             for name, info in component.model_fields.items()
             if name != "kind"
         ),
+        component.metrics if issubclass(component, measures.Measure) else (),
     )
 
 

@@ -277,7 +277,23 @@ def test_expectations_set_the_exit_code(fedleak: Fedleak) -> None:
     assert fits(told.out)
     told = fedleak("run", "tiny.toml", "--out", "c", "--json", "--set", f"expect=[{missed}]")
     assert told.code == 3
-    assert strict(told.out)["run"] == "c"
+    content = strict(told.out)
+    assert content["run"] == "c"
+    (verdict,) = content["expectations"]
+    assert verdict["metric"] == "psnr" and verdict["met"] is False
+    assert verdict["difference"] == verdict["measured"] - 10
+
+
+def test_json_has_what_is_wrong(fedleak: Fedleak) -> None:
+    told = fedleak("validate", "tiny.toml", "--json", "--set", "client.lr=-1", "--set", "sede=1")
+    assert told.code == 2
+    content = strict(told.out)
+    assert content["error"] == "ScenarioError"
+    assert {problem["path"] for problem in content["problems"]} == {"client.lr", "sede"}
+    assert "client.lr" in told.err
+    told = fedleak("report", "nowhere", "--json")
+    assert told.code == 6
+    assert "nowhere" in strict(told.out)["problems"][0]["message"]
 
 
 def test_list_shows_every_kind_in_80_columns(fedleak: Fedleak) -> None:
@@ -300,7 +316,8 @@ def test_list_shows_every_kind_in_80_columns(fedleak: Fedleak) -> None:
 
 
 @pytest.mark.parametrize(
-    "table", ["data", "partition", "model", "init", "server", "attack", "score", "aggregation"]
+    "table",
+    ["data", "partition", "model", "init", "server", "attack", "measure", "score", "aggregation"],
 )
 def test_list_of_one_table_shows_every_parameter(fedleak: Fedleak, table: str) -> None:
     told = fedleak("list", table)
@@ -313,6 +330,8 @@ def test_list_of_one_table_shows_every_parameter(fedleak: Fedleak, table: str) -
         assert entry["summary"] in words
         for parameter in entry["parameters"]:
             assert f"  {parameter['name']} " in told.out
+        for metric in entry["metrics"]:
+            assert metric in words
     if table == "server":
         assert '= "similar-data" ' in told.out, "no word of a default is broken"
     if table == "attack":

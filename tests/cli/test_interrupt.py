@@ -44,6 +44,8 @@ def test_ctrl_c_ends_a_run_and_keeps_its_rounds(tmp_path: Path, engine: str) -> 
         assert process.wait(20) == 130
     finally:
         process.kill()
-    assert "Interrupted. Finished rounds and cells are kept." in process.communicate()[1].decode()
+    told = process.communicate()[1].decode()
+    assert "Interrupted. Finished rounds and cells are kept." in told
+    assert "`fedleak audit RUN`" in told
     for client in store.clients(store.rounds()[-1]):
         store.load(store.rounds()[-1], client)

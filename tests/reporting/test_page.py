@@ -18,7 +18,7 @@ from fedleak.reporting import write_page
 from fedleak.reporting.wall import MOST_CARDS, MOST_UNSCORED, picture
 
 if TYPE_CHECKING:
-    from tests.report.conftest import RunBuilder
+    from tests.reporting.conftest import RunBuilder
 
 VOID = {"meta", "img", "br", "link"}
 

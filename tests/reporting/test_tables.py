@@ -17,7 +17,7 @@ from fedleak.reporting.tables import answer, round_rows, troubles, worst_first
 from fedleak.reporting.text import decibel, requirement, share
 
 if TYPE_CHECKING:
-    from tests.report.conftest import RunBuilder
+    from tests.reporting.conftest import RunBuilder
 
 
 def test_summary_has_one_row_per_cell_with_its_scores(leaky: Path) -> None:

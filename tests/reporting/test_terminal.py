@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 from rich.console import Console, RenderableType
 
 from fedleak.captures import RunLayout
-from fedleak.reporting import expectations_table, terminal_report, write_page
-from fedleak.reporting.terminal import MOST_ROWS
+from fedleak.reporting import terminal_report, write_page
+from fedleak.reporting.results import read_results
+from fedleak.reporting.terminal import MOST_ROWS, compared
 
 if TYPE_CHECKING:
-    from tests.report.conftest import RunBuilder
+    from tests.reporting.conftest import RunBuilder
 
 
 def printed(renderable: RenderableType) -> list[str]:
@@ -67,7 +68,7 @@ def test_reasons_follow(leaky: Path) -> None:
 
 
 def test_expectations_are_set_against_what_was_measured(leaky: Path) -> None:
-    lines = printed(expectations_table(leaky))
+    lines = printed(compared(read_results(leaky).expectations))
     assert words(lines[1:2]) == "gs psnr ≥ 20 ± 0.5 31.25 11.25 yes Table 3"
     assert words(lines[2:3]) == "idlg ssim ≥ 0.9 – – NO Figure 2"
     assert words(lines) in words(printed(terminal_report(leaky)))
