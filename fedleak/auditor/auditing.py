@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedleak.attacks import Attack
-from fedleak.auditor.cells import Cell, Outcome, finished, setting_of
+from fedleak.auditor.cells import Cell, Outcome, evidence_of, finished, setting_of, unmeasurable
 from fedleak.auditor.executors import OnStep, execute
 from fedleak.auditor.ledger import read_ledger, write_ledger
 from fedleak.auditor.notes import write_notes
@@ -87,8 +89,8 @@ def audit(
         clients: Clients to audit, by name; default those of the scenario, else all.
         subject: Model and truth, for captures that no scenario describes.
         settings: Where cells run; default as the scenario says, else in this process.
-        recorded: Whether ``attacks`` that cannot work on any of the captures are recorded as
-            unsupported, as those of the scenario are, instead of refused.
+        recorded: Whether ``attacks`` and ``measures`` that cannot work on any of the captures are
+            recorded as unsupported, as those of the scenario are, instead of refused.
         on_plan: Called once, with the number of cells to run.
         on_cell: Called after each cell.
         on_step: Called now and then while cells run in this process.
@@ -302,7 +304,7 @@ def _plan(
 
 
 def check_attacks(requests: Iterable[tuple[str | Path, Mapping[str, Any]]]) -> None:
-    """Refuse attacks that cannot work on a single one of the captures they are asked for.
+    """Refuse attacks and measures that cannot work on a single capture that they are asked for.
 
     Args:
         requests: Run directories, each with what `audit` is asked for there.
@@ -323,17 +325,25 @@ def _refuse_unsupported(requests: Iterable[_Request]) -> None:
     named: dict[str, str] = {}
     for request in requests:
         for cell in request.cells:
-            if isinstance(cell.task, Attack) and reasons.get(cell.settings, "") is not None:
-                named[cell.settings] = str(cell.task.kind)
-                observation = observe(request.store.load(cell.round, cell.client), request.subject)
-                reasons[cell.settings] = cell.task.unsupported(setting_of(observation))
+            if reasons.get(cell.settings, "") is not None:
+                flag = "--attack" if isinstance(cell.task, Attack) else "--measure"
+                named[cell.settings] = f"{flag} {cell.task.kind}"
+                reasons[cell.settings] = _refusal(cell, request.store, request.subject)
     problems = [
-        Problem(f"--attack {named[settings]}", reason)
+        Problem(named[settings], reason)
         for settings, reason in reasons.items()
         if reason is not None
     ]
     if problems:
         raise ScenarioError(problems)
+
+
+def _refusal(cell: Cell, store: CaptureStore, subject: Subject) -> str | None:
+    if isinstance(cell.task, Measure):
+        evidence = evidence_of(cell, store, subject, torch.device("cpu"))
+        return unmeasurable(cell.task, evidence)
+    observation = observe(store.load(cell.round, cell.client), subject)
+    return cell.task.unsupported(setting_of(observation))
 
 
 def _labels(subject: Subject, round: int, client: str) -> tuple[int, ...] | None:

@@ -162,28 +162,10 @@ def _measured(
     progress: Progress | None,
 ) -> Outcome:
     """Compute one measure of one capture; unlike an attack it may look at the truth."""
-    capture = store.load(cell.round, cell.client)
-    observation = observe(capture, subject, device)
-    evidence = Evidence(
-        observation=observation,
-        truth=subject.truth(cell.round, cell.client),
-        data=subject.data,
-        release=None
-        if subject.release is None
-        else subject.release(observation, cell.round, cell.client),
-        seed=_seed(cell, subject),
-        progress=(lambda step, total: None)
-        if progress is None
-        else lambda step, total: progress(step, total, math.nan),
-        reported=capture.metrics,
-    )
-    missing = sorted(need for need in measure.needs if getattr(evidence, need) is None)
-    if missing:
-        reason = "; ".join(_NEEDED[need] for need in missing)
-        return _record(cell, store, "unsupported", reason, samples=observation.samples)
-    said = measure.unsupported(setting_of(observation, subject.data))
-    if said is not None:
-        return _record(cell, store, "unsupported", said, samples=observation.samples)
+    evidence = evidence_of(cell, store, subject, device, progress)
+    samples = evidence.observation.samples
+    if (said := unmeasurable(measure, evidence)) is not None:
+        return _record(cell, store, "unsupported", said, samples=samples)
     started = time.perf_counter()
     values: list[Value] = []
     reason = ""
@@ -200,7 +182,7 @@ def _measured(
         "failed" if reason else "done",
         reason,
         time.perf_counter() - started,
-        observation.samples,
+        samples,
         values=values,
     )
 
@@ -214,6 +196,39 @@ def setting_of(observation: Observation, data: DataSplits | None = None) -> Sett
         observation.classes,
         data,
     )
+
+
+def evidence_of(
+    cell: Cell,
+    store: CaptureStore,
+    subject: Subject,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Evidence:
+    """What the measure of a cell computes from."""
+    capture = store.load(cell.round, cell.client)
+    observation = observe(capture, subject, device)
+    return Evidence(
+        observation=observation,
+        truth=subject.truth(cell.round, cell.client),
+        data=subject.data,
+        release=None
+        if subject.release is None
+        else subject.release(observation, cell.round, cell.client),
+        seed=_seed(cell, subject),
+        progress=(lambda step, total: None)
+        if progress is None
+        else lambda step, total: progress(step, total, math.nan),
+        reported=capture.metrics,
+    )
+
+
+def unmeasurable(measure: Measure, evidence: Evidence) -> str | None:
+    """Why a measure cannot work on what is known, in a sentence; None if it can."""
+    missing = sorted(need for need in measure.needs if getattr(evidence, need) is None)
+    if missing:
+        return "; ".join(_NEEDED[need] for need in missing)
+    return measure.unsupported(setting_of(evidence.observation, evidence.data))
 
 
 def _attacked(

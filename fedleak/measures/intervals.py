@@ -8,11 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+def mean_interval(
+    values: Sequence[float], least: float = -math.inf, most: float = math.inf
+) -> tuple[float, float, float]:
     """The mean, and the ends of its 95 % interval by Student's t; NaN ends for one value.
 
     Args:
         values: At least one.
+        least: What no value can be less than; the interval ends there, and holds the mean no
+            less often for it.
+        most: What no value can be more than.
     """
     # scipy.stats takes a while to import.
     from scipy.stats import t
@@ -22,7 +27,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
         return mean, math.nan, math.nan
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     reach = float(t.ppf(0.975, len(values) - 1)) * error
-    return mean, mean - reach, mean + reach
+    return mean, max(mean - reach, least), min(mean + reach, most)
 
 
 def share_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:

@@ -98,7 +98,7 @@ class InversionInfluence(Measure):
                 found.setdefault(value.metric, []).append(value.value)
                 yield value
         for metric, values in found.items():
-            mean, low, high = mean_interval(values)
+            mean, low, high = mean_interval(values, least=0)
             yield Value(metric, mean, low=low, high=high)
 
     def _of_sample(
@@ -187,8 +187,8 @@ def _gaussian(curvature: Curvature, sigma: float, draws: int, seed: int) -> Iter
 
 def _root_mean_square(metric: str, values: list[float], sample: int) -> Value:
     """With the 95 % interval over the draws."""
-    ends = mean_interval([value**2 for value in values])
-    mean, low, high = (math.sqrt(max(end, 0)) for end in ends)
+    ends = mean_interval([value**2 for value in values], least=0)
+    mean, low, high = map(math.sqrt, ends)
     return Value(metric, mean, sample=sample, low=low, high=high)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedleak.gradients import Update, UpdateMap
 from fedleak.measures.intervals import mean_interval
-from fedleak.measures.layers import layers_of
+from fedleak.measures.layers import layers_of, released
 from fedleak.measures.measure import Evidence, Measure, Value
 from fedleak.measures.pixels import not_pixels
 from fedleak.records import Setting
@@ -34,7 +34,8 @@ class JacobianSensitivity(Measure):
     Relative norms are over that of the layer's own update: its Euclidean norm, its sum and
     its largest magnitude. They are NaN where it is zero.
 
-    All layers and all norms come from one pass over the pixels. A sample has a row for
+    A layer that came back as it was sent was held back and has no values. All layers and all
+    norms come from one pass over the pixels. A sample has a row for
     each, and their mean has its 95 % interval over samples (Student's t).
     """
 
@@ -60,8 +61,8 @@ class JacobianSensitivity(Measure):
         like = next(iter(observation.parameters.values()))
         inputs = torch.from_numpy(truth.inputs).to(like)
         labels = torch.from_numpy(truth.labels).to(like.device)
-        layers = layers_of(mapping.layers)
         update = {name: value[0] for name, value in mapping(inputs[None], labels[None]).items()}
+        layers = layers_of(released(observation, update))
         sizes = {layer: _vector_norms(update[name] for name in layers[layer]) for layer in layers}
         count = min(self.samples, len(inputs))
         found: dict[tuple[str, str], list[float]] = {}
@@ -77,7 +78,7 @@ class JacobianSensitivity(Measure):
                     found.setdefault((layer, metric), []).append(value)
                     yield Value(metric, value, layer, sample)
         for (layer, metric), values in found.items():
-            mean, low, high = mean_interval(values)
+            mean, low, high = mean_interval(values, least=0)
             yield Value(metric, mean, layer, low=low, high=high)
 
 

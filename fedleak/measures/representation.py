@@ -62,7 +62,7 @@ class RepresentationLeakage(Measure):
                 for one, other in zip(rows, true, strict=True)
                 if not math.isnan(value := _correlation(one, other))
             ]
-            mean, low, high = mean_interval(each) if each else (math.nan,) * 3
+            mean, low, high = mean_interval(each, least=-1, most=1) if each else (math.nan,) * 3
             yield Value("representation-correlation", mean, layer, low=low, high=high)
 
 

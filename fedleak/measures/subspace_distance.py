@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedleak.gradients import UpdateMap
 from fedleak.measures.attributes import NoSuchAttribute, having
-from fedleak.measures.layers import layers_of
+from fedleak.measures.layers import layers_of, released
 from fedleak.measures.measure import Evidence, Measure, Value
 from fedleak.records import Dataset, Indices, Observation, Setting, TrainingFacts
 from fedleak.seeding import stream
@@ -91,7 +91,7 @@ class SubspaceDistance(Measure):
             means.append(_mean_gradient(evidence.observation, train, chosen))
             evidence.progress(int(side) + 1, 2)
         without, with_it = means
-        for layer, names in layers_of(without).items():
+        for layer, names in layers_of(released(evidence.observation, without)).items():
             angles = [
                 angle
                 for name in names

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
+_FEWEST_POINTS, _FEWEST_PLACES = 6, 3
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -45,6 +47,22 @@ class Figure:
     source: str
     alt: str
     left_out: int = 0
+
+
+def smoothed(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The LOWESS curve through points (Cleveland 1979), with statsmodels' default span of 2/3.
+
+    Returns:
+        Its places, ascending, and its heights; nothing for fewer than six points, or for points
+        at fewer than three places: a curve through those says nothing that they do not say.
+    """
+    if len(xs) < _FEWEST_POINTS or len(set(xs)) < _FEWEST_PLACES:
+        return [], []
+    # It takes a second to import.
+    from statsmodels.nonparametric.smoothers_lowess import lowess
+
+    curve = dict(lowess(ys, xs).tolist())
+    return list(curve), list(curve.values())
 
 
 class Drawing:

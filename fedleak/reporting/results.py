@@ -53,8 +53,8 @@ class Expectation(Stored):
     """A published value or a limit beside the value measured; None if none was.
 
     In a study it is about a cell, about the difference from that to another one, or about the
-    samples of several cells together; ``measured`` is the mean over ``repeats`` runs. ``low`` to
-    ``high`` is its 95 % interval, where there is one.
+    samples of several cells together, whose ``pairs`` of values are there; ``measured`` is the
+    mean over ``repeats`` runs. ``low`` to ``high`` is its 95 % interval, where there is one.
     """
 
     metric: str
@@ -65,6 +65,7 @@ class Expectation(Stored):
     cells: tuple[str, ...] = ()
     minus: str | None = None
     against: str | None = None
+    pairs: tuple[tuple[float, float], ...] = ()
     aggregate: str = ""
     comparison: str
     value: float

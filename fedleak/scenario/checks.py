@@ -104,6 +104,12 @@ def combinations(scenario: Scenario) -> Iterator[tuple[Problem, RestsOn]]:
             "here: add dp-sgd with noise to client.defenses"
         )
         yield Problem("audit.measures", message), ("audit.measures", "client.defenses")
+    for index, measure in enumerate(audit.measures):
+        if measure in audit.measures[:index]:
+            message = (
+                f"{measure.kind!r} stands there twice with the same parameters; once is enough"
+            )
+            yield Problem(f"audit.measures.{index}", message), ("audit.measures",)
     for index, expectation in enumerate(scenario.expect):
         path = f"expect.{index}"
         for name in sorted(IN_STUDIES):
@@ -129,7 +135,11 @@ def not_audited(expectation: Expectation, audit: Audit) -> tuple[str, str] | Non
     if expectation.metric in MEASURED:
         if not any(expectation.metric in measure.metrics for measure in audit.measures):
             return "metric", "nothing measures it: it needs its measure in audit.measures"
+        if expectation.attack is not None and expectation.against is None:
+            return "attack", f"{expectation.metric!r} is measured, and no attack's; leave it out"
         return None
+    if expectation.layer is not None:
+        return "layer", f"{expectation.metric!r} is of whole reconstructions and has no layers"
     names = names_of(audit.attacks)
     if not names:
         return "", "nothing is scored: audit.attacks is empty"

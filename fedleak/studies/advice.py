@@ -179,7 +179,13 @@ def _leak(tried: Protected) -> float:
 def _ranking(layout: RunLayout, on_step: OnStep | None) -> tuple[str, dict[str, float]]:
     rows = measured_rows(read_results(layout.root))
     if not any(_ranks(row) for row in rows):
-        audit(layout.root, attacks=[], measures=[JacobianSensitivity()], on_step=on_step)
+        audit(
+            layout.root,
+            attacks=[],
+            measures=[JacobianSensitivity()],
+            recorded=True,
+            on_step=on_step,
+        )
         rows = measured_rows(read_results(layout.root))
     metric = next((name for name in _RANKED_BY if any(_ranks(r, name) for r in rows)), None)
     if metric is None:

@@ -99,6 +99,8 @@ class Measured:
 
 _Key = tuple[str | None, str, str | None, int | None]
 """Attack or measure, metric, layer, round."""
+_Sample = tuple[str, int, int]
+"""Client, round, index of the true sample."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class _Run:
     """
 
     found: Mapping[_Key, Found]
-    samples: Mapping[_Key, Mapping[Hashable, float]]
+    samples: Mapping[_Key, Mapping[_Sample, float]]
     troubles: Counter[tuple[str, str, str]]
     notes: tuple[str, ...]
 
@@ -224,7 +226,7 @@ def _read_run(directory: Path, scenario: Scenario) -> _Run:
         # Rounds ascend: of each client the last one stands for the run.
         values[None, metric, None, None][client] = value
     rows: dict[_Key, list[tuple[Hashable, dict[str, Any]]]] = defaultdict(list)
-    samples: dict[_Key, dict[Hashable, float]] = defaultdict(dict)
+    samples: dict[_Key, dict[_Sample, float]] = defaultdict(dict)
     for row in _read_scores(layout.results):
         unit = row["client"], row["round"], row["sample"]
         for number in (None, row["round"]):
@@ -331,10 +333,12 @@ def _verdict(claim: Claim, study: Study, runs: _Runs) -> dict[str, Any]:
     The interval is that over the repeats; of a single one, that within the run.
     """
     expected = claim.expectation
+    pairs: list[_Pairs] = []
     if expected.against is None:
         weighed = _weighed(claim, study, runs)
     else:
-        weighed = _correlated(claim, study, runs)
+        pairs = _pairs(claim, study, runs)
+        weighed = [rank_correlation(each) for each in pairs]
     values = [value for value, _ in weighed if value is not None]
     measured = float(np.mean(values)) if values else None
     between = weighed[0][1] if len(weighed) == 1 else interval(values)
@@ -342,6 +346,7 @@ def _verdict(claim: Claim, study: Study, runs: _Runs) -> dict[str, Any]:
         **expected.model_dump(mode="json", exclude=CHOOSING),
         "cells": claim.cells,
         "minus": claim.minus,
+        "pairs": [pair for each in pairs for found in each.values() for pair in found],
         "measured": measured,
         "low": None if between is None else between[0],
         "high": None if between is None else between[1],
@@ -351,6 +356,7 @@ def _verdict(claim: Claim, study: Study, runs: _Runs) -> dict[str, Any]:
 
 
 _Weighed = list[tuple[float | None, Interval | None]]
+_Pairs = dict[Hashable, list[tuple[float, float]]]
 
 
 def _weighed(claim: Claim, study: Study, runs: _Runs) -> _Weighed:
@@ -376,12 +382,12 @@ def _weighed(claim: Claim, study: Study, runs: _Runs) -> _Weighed:
     ]
 
 
-def _correlated(claim: Claim, study: Study, runs: _Runs) -> _Weighed:
-    """Of each repeat, Spearman's rho over the samples of all cells together."""
+def _pairs(claim: Claim, study: Study, runs: _Runs) -> list[_Pairs]:
+    """Of each repeat, the two metrics of each sample in all of the cells."""
     expected = claim.expectation
-    weighed = []
+    repeats = []
     for repeat in range(study.repeats):
-        pairs: dict[Hashable, list[tuple[float, float]]] = defaultdict(list)
+        pairs: _Pairs = defaultdict(list)
         for cell in claim.cells:
             if (run := runs[cell].get(repeat)) is None:
                 continue
@@ -389,17 +395,17 @@ def _correlated(claim: Claim, study: Study, runs: _Runs) -> _Weighed:
                 _of_samples(metric, expected, cell, study, run)
                 for metric in (expected.metric, str(expected.against))
             )
-            for unit in one.keys() & other.keys():
+            for unit in sorted(one.keys() & other.keys()):
                 pairs[unit].append((one[unit], other[unit]))
         if pairs:
-            weighed.append(rank_correlation(pairs))
-    return weighed
+            repeats.append(pairs)
+    return repeats
 
 
 def _of_samples(
     metric: str, expectation: Expectation, cell: str, study: Study, run: _Run
-) -> dict[Hashable, float]:
-    found: dict[Hashable, float] = {}
+) -> dict[_Sample, float]:
+    found: dict[_Sample, float] = {}
     for task in _counted(metric, expectation, cell, study):
         found |= run.samples.get((task, metric, None, expectation.round), {})
     return {unit: value for unit, value in found.items() if not math.isnan(value)}

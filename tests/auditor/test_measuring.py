@@ -99,7 +99,7 @@ def test_an_attack_beside_it_is_given_neither(
     assert shown == [(True, True, True)] * 4
     shown.clear()
     audit(directory, attacks=[], measures=[probe()])
-    assert [known[:2] for known in shown] == [(False, False)] * 4
+    assert {known[:2] for known in shown} == {(False, False)}
 
 
 def test_what_all_were_sent_is_measured_once_a_round(
@@ -135,17 +135,24 @@ def test_what_is_not_known_makes_a_measure_unsupported(
 ) -> None:
     monkeypatch.setattr(probe, "needs", frozenset({need}))
     subject = replace(subject_of_scenario(scenario), truth=lambda *_: None, data=None)
-    audit(directory, attacks=[], measures=[probe()], subject=subject)
+    asked: dict[str, Any] = {"attacks": [], "measures": [probe()], "subject": subject}
+    with pytest.raises(ScenarioError, match="--measure probe: it needs the"):
+        audit(directory, **asked)
+    assert not outcomes(directory)
+    audit(directory, **asked, recorded=True)
     assert not probe.given
     assert {o["status"] for o in outcomes(directory)} == {"unsupported"}
     assert all("it needs the" in o["reason"] for o in outcomes(directory))
 
 
-def test_a_refusal_is_recorded(
+def test_a_measure_that_cannot_work_is_refused_or_recorded(
     directory: Path, probe: type[Probe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "refusal", "it reads images")
-    audit(directory, attacks=[], measures=[probe()])
+    with pytest.raises(ScenarioError, match="--measure probe: it reads images"):
+        audit(directory, attacks=[], measures=[probe()])
+    assert not outcomes(directory)
+    audit(directory, attacks=[], measures=[probe()], recorded=True)
     assert {(o["status"], o["reason"]) for o in outcomes(directory)} == {
         ("unsupported", "it reads images")
     }

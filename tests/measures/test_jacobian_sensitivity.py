@@ -127,7 +127,7 @@ def test_the_mean_over_samples_has_an_interval(smooth_net: nn.Module, client: Cl
     # Student's t for two degrees of freedom.
     reach = 4.302652729911275 * each.std(ddof=1) / math.sqrt(3)
     assert (mean.value, mean.low, mean.high) == pytest.approx(
-        (each.mean(), each.mean() - reach, each.mean() + reach)
+        (each.mean(), max(each.mean() - reach, 0), each.mean() + reach)
     )
 
 
@@ -152,3 +152,23 @@ def test_texts_are_refused(smooth_net: nn.Module) -> None:
     )
     assert told is not None and "no images" in told
     assert JacobianSensitivity().unsupported(Setting(model, facts, SHAPE, CLASSES, None)) is None
+
+
+def test_a_layer_that_was_held_back_has_no_values(client: Client, smooth_net: nn.Module) -> None:
+    given = client(smooth_net, samples=2)
+    whole = table(JacobianSensitivity().measure(given))
+    held = {"0.weight", "0.bias", "4.bias"}
+    for name in held:
+        given.observation.update[name].zero_()  # type: ignore[index]
+    rows = table(JacobianSensitivity().measure(given))
+    assert {layer for _, layer, _ in rows} == {"4", "6"}
+    assert rows["jacobian-f-norm", "6", 0] == whole["jacobian-f-norm", "6", 0]
+    # What came back of the layer counts: its weights without its biases.
+    assert rows["jacobian-f-norm", "4", 0] < whole["jacobian-f-norm", "4", 0]
+
+
+def test_a_norms_interval_ends_at_zero(client: Client, smooth_net: nn.Module) -> None:
+    given = client(smooth_net, samples=2)
+    values = list(JacobianSensitivity().measure(given))
+    ends = [value.low for value in values if not math.isnan(value.low)]
+    assert ends and min(ends) >= 0

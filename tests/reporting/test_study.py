@@ -20,6 +20,7 @@ from rich.console import Console
 from fedleak.captures import StudyLayout
 from fedleak.errors import CaptureError, ResourceError
 from fedleak.reporting import report, study_markdown, study_report
+from fedleak.reporting.drawing import smoothed
 from fedleak.reporting.study import read_study
 from fedleak.reporting.study.figures import figures
 from fedleak.reporting.study.tables import (
@@ -452,3 +453,51 @@ def test_what_several_cells_show_together(build: Build) -> None:
     text = "\n".join(printed(place))
     assert "≥ 0.5 / 0.75" in text and "40 / 40" in text
     assert "Spearman" in report(place).read_text()
+
+
+def test_lowess_of_a_line_is_the_line() -> None:
+    xs = [1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 9.0]
+    places, heights = smoothed(xs, [2 * x - 1 for x in xs])
+    assert places == [1, 2, 3, 5, 8, 9]
+    assert heights == pytest.approx([2 * x - 1 for x in places])
+    assert smoothed(xs[:5], xs[:5]) == ([], []), "too few points"
+    assert smoothed([1.0, 2.0] * 4, [1.0] * 8) == ([], []), "at two places only"
+
+
+def test_lowess_is_local_and_robust() -> None:
+    """It follows a bend that a line misses, and not an outlier that a mean follows."""
+    xs = [float(x) for x in range(21)]
+    ys = [abs(x - 10) for x in xs]
+    ys[4] += 100
+    _, heights = smoothed(xs, ys)
+    assert [heights[x] for x in (0, 4, 20)] == pytest.approx([10, 6, 10], abs=0.1)
+    assert heights[10] < 5
+
+
+def test_layers_of_several_cells_are_drawn_together_with_a_curve(build: Build) -> None:
+    place = build([(1.0, 0.5, 1.5), (2.0, None, None)], settings=lambda i: {"model": f"m{i}"})
+    layout = StudyLayout(place)
+    table = pq.ParquetFile(layout.table).read()
+    rows = [
+        {**row, "layer": layer, "mean": row["mean"] + depth, "low": None, "high": None}
+        for row in table.to_pylist()
+        for depth, layer in enumerate(("conv1", "conv2", "fc1"))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), layout.table)
+    (drawn,) = [each for each in drawings(place) if "fc1" in each]
+    assert "LOWESS" in drawn and "m0" in drawn and "m1" in drawn
+
+
+def test_correlated_metrics_are_drawn_against_each_other(build: Build) -> None:
+    common = {"metric": "i2f", "against": "mse", "comparison": ">=", "value": 0.5, "met": True}
+    pairs = [[10.0**-k, 10.0 ** (-2 * k)] for k in range(8)]
+    place = build(
+        expectations=[
+            {**common, "measured": 1.0, "cells": ["cell-0", "cell-1"], "pairs": pairs},
+            {**common, "measured": 1.0, "cells": ["cell-0"], "pairs": pairs[:4]},
+        ]
+    )
+    (drawn,) = [f for f in figures(read_study(place)) if "against i2f" in f.title]
+    assert drawn.title == "mse against i2f, all"
+    svg = base64.b64decode(drawn.source.partition(",")[2]).decode()
+    assert "LOWESS" in svg and "i2f" in svg

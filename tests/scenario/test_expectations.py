@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from fedleak.errors import ScenarioError
 from fedleak.measures import SCORES
+from fedleak.scenario import load_scenario, load_study
 from fedleak.scenario.expectations import Expectation, judge
 
 
@@ -115,3 +118,33 @@ def test_what_was_not_scored_is_a_miss() -> None:
 def test_a_sample_without_a_score_does_not_count() -> None:
     expectation = Expectation(metric="psnr", aggregate="min", comparison="==", value=7)
     assert judge(expectation, rows(float("nan"), 7)).met
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"metric": "psnr", "layer": "fc1"}, "of whole reconstructions and has no layers"),
+        ({"metric": "i2f", "attack": "gs"}, "'i2f' is measured, and no attack's"),
+    ],
+)
+def test_fields_that_mean_nothing_to_a_metric_are_refused(
+    tiny: Callable[..., dict[str, Any]], given: dict[str, Any], said: str
+) -> None:
+    expected = {"comparison": ">=", "value": 1.0, **given}
+    audit = {"attacks": [{"kind": "gs"}], "measures": [{"kind": "inversion-influence"}]}
+    for matrix in ({}, {"matrix": {"client.lr": [0.1, 0.2]}}):
+        raw = tiny(audit=audit, expect=[expected], **matrix)
+        with pytest.raises(ScenarioError, match=said):
+            (load_study if matrix else load_scenario)(raw)
+
+
+def test_a_measure_stands_once_with_the_same_parameters(
+    tiny: Callable[..., dict[str, Any]],
+) -> None:
+    def measured(**other: Any) -> dict[str, Any]:
+        kind = "jacobian-sensitivity"
+        return tiny(audit={"measures": [{"kind": kind}, {"kind": kind, **other}]})
+
+    with pytest.raises(ScenarioError, match="twice with the same parameters"):
+        load_scenario(measured(samples=8))  # the default, written out
+    assert len(load_scenario(measured(samples=3)).audit.measures) == 2

@@ -1,17 +1,21 @@
-"""The figures of a study: each metric over the matrix's numeric key, the model's over rounds."""
+"""The figures of a study: each metric over the matrix's numeric key and over the layers, the
+model's over rounds, and two metrics of the same samples against each other."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedleak.reporting.drawing import Figure, drawing
+from fedleak.reporting import text
+from fedleak.reporting.drawing import Figure, drawing, smoothed
 from fedleak.reporting.results import Expectation
 from fedleak.reporting.study.results import StudyCell, StudyResults, Value
 from fedleak.reporting.study.tables import (
     Course,
     Trade,
+    claimed_of,
     courses,
     finite,
     metric_aggregates,
@@ -45,16 +49,23 @@ class _Point:
 
 
 def figures(results: StudyResults) -> list[Figure]:
-    """The model over rounds; what is left of accuracy at which leakage; then one figure for
-    each metric that has a finite value and is not the same everywhere."""
+    """The model over rounds; what is left of accuracy at which leakage; metrics whose correlation
+    is claimed; then each metric that has a finite value and is not the same everywhere."""
     drawn = [
         _draw(results, c.metric, "mean", "round", _by_round(results, c)) for c in courses(results)
     ]
     if len(results.cells) < 2:
         return drawn
     drawn += [_draw_trade(results, trade) for trade in trades(results)]
+    drawn += [_draw_pairs(results, expected) for expected in _correlations(results)]
     key = _axis(results)
     for metric, aggregate in metric_aggregates(results).items():
+        layered = _by_layer(results, metric, aggregate)
+        drawn += [
+            _draw_layers(metric, aggregate, layers, there) for layers, there in layered.items()
+        ]
+        if layered and key is None:
+            continue
         series = _series(results, metric, aggregate, key)
         means = {point.value.mean for points in series.values() for point in points}
         # What clients sent, and whether they refused, is mostly the same in all cells.
@@ -98,6 +109,40 @@ def _series(
         point = _Point(places[value.cell], value, _expected(results, value))
         series.setdefault(", ".join(words), []).append(point)
     return {name: sorted(points, key=lambda point: point.x) for name, points in series.items()}
+
+
+def _by_layer(
+    results: StudyResults, metric: str, aggregate: str
+) -> dict[tuple[str, ...], dict[str, list[Value]]]:
+    """For each list of layers, the values of each cell and attack that has these layers."""
+    cells = {cell.name: cell for cell in results.cells}
+    found: dict[tuple[str, str | None], list[Value]] = {}
+    for value in results.overall:
+        if (value.metric, value.aggregate) == (metric, aggregate) and value.layer is not None:
+            found.setdefault((value.cell, value.attack), []).append(value)
+    attacks = {attack for _, attack in found}
+    groups: dict[tuple[str, ...], dict[str, list[Value]]] = {}
+    for (cell, attack), values in found.items():
+        layers = tuple(str(value.layer) for value in values)
+        name = place(results, cells[cell])
+        name += f", {attack}" if len(attacks) > 1 and attack else ""
+        if len(layers) > 1:
+            groups.setdefault(layers, {})[name] = [v for v in values if finite(v.mean)]
+    return groups
+
+
+def _correlations(results: StudyResults) -> list[Expectation]:
+    """Those whose pairs are not all among the pairs of another."""
+    claimed = [each for each in results.expectations if each.pairs]
+    return [
+        one
+        for one in claimed
+        if not any(
+            (one.metric, one.against) == (other.metric, other.against)
+            and set(one.cells) < set(other.cells)
+            for other in claimed
+        )
+    ]
 
 
 def _settings(results: StudyResults, cell: StudyCell, but: str) -> list[str]:
@@ -150,6 +195,9 @@ def _draw(
         axes = made.axes
         for index, (name, points) in enumerate(shown.items()):
             _draw_series(axes, name, points, f"C{index}", joined=key is not None)
+            if key is not None:
+                means = [point.value.mean for point in points]
+                _draw_curve(axes, [point.x for point in points], means, f"C{index}")
         axes.set_ylabel(title)
         if key is not None:
             axes.set_xlabel(key)
@@ -166,6 +214,67 @@ def _draw(
         source=made.source,
         alt=f"{title} over {over}; the values stand in the table below",
         left_out=len(series) - len(shown),
+    )
+
+
+def _draw_layers(
+    metric: str, aggregate: str, layers: tuple[str, ...], series: Mapping[str, Sequence[Value]]
+) -> Figure:
+    """Layers in the model's order; through all that was measured of them a LOWESS curve."""
+    shown = dict(list(series.items())[:MOST_SERIES])
+    with drawing() as made:
+        axes = made.axes
+        xs: list[float] = []
+        ys: list[float] = []
+        for index, (name, values) in enumerate(shown.items()):
+            places = [layers.index(str(value.layer)) for value in values]
+            points = [_Point(x, value, None) for x, value in zip(places, values, strict=True)]
+            _draw_series(axes, name, points, f"C{index}", joined=len(shown) == 1)
+            xs += places
+            ys += [value.mean for value in values]
+        if len(shown) > 1:
+            _draw_curve(axes, xs, ys, "0.4", label="LOWESS")
+        axes.set_ylabel(f"{aggregate} {metric}")
+        axes.set_xticks(range(len(layers)), layers, rotation=30, ha="right")
+    title = f"{aggregate} {metric} by layer"
+    return Figure(
+        title=title,
+        source=made.source,
+        alt=f"{title}, {layers[0]} to {layers[-1]}; the values stand in the table below",
+        left_out=len(series) - len(shown),
+    )
+
+
+def _draw_pairs(results: StudyResults, expected: Expectation) -> Figure:
+    """Two metrics of the same samples, with a LOWESS curve."""
+    xs, ys = ([pair[side] for pair in expected.pairs] for side in (0, 1))
+    where = place(results, claimed_of(results, expected))
+    with drawing() as made:
+        axes = made.axes
+        logarithmic = [min(each) > 0 and max(each) / min(each) >= 100 for each in (xs, ys)]
+        axes.plot(xs, ys, "o", markersize=4, color="C0", alpha=0.6)
+        # On the scale that is drawn, or the greatest values alone would bend the curve.
+        places, heights = smoothed(
+            *(
+                [math.log(value) for value in each] if scaled else each
+                for each, scaled in zip((xs, ys), logarithmic, strict=True)
+            )
+        )
+        curve = [
+            [math.exp(value) for value in each] if scaled else each
+            for each, scaled in zip((places, heights), logarithmic, strict=True)
+        ]
+        axes.plot(*curve, "--", color="0.4", label="LOWESS" if places else None)
+        for scaled, scale in zip(logarithmic, (axes.set_xscale, axes.set_yscale), strict=True):
+            if scaled:
+                scale("log")
+        axes.set_xlabel(expected.metric)
+        axes.set_ylabel(str(expected.against))
+    title = f"{expected.against} against {expected.metric}, {where}"
+    return Figure(
+        title=title,
+        source=made.source,
+        alt=f"{title}; {expected.subject} is {text.plain(expected.measured)}",
     )
 
 
@@ -241,3 +350,11 @@ def _draw_series(
                 markeredgecolor=colour,
                 label=f"{name}, {words}".removeprefix(", "),
             )
+
+
+def _draw_curve(
+    axes: Axes, xs: Sequence[float], ys: Sequence[float], colour: str, label: str | None = None
+) -> None:
+    places, heights = smoothed(xs, ys)
+    if places:
+        axes.plot(places, heights, "--", color=colour, linewidth=1, label=label)
