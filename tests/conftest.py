@@ -81,3 +81,8 @@ def refused() -> Callable[..., str]:
         return caught.value.problems[0].message
 
     return call
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Federations in processes and containers take longest and mostly wait: they begin first."""
+    items.sort(key=lambda item: "deployment" not in item.path.name)
