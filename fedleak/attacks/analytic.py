@@ -6,7 +6,6 @@ import contextlib
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -317,14 +316,32 @@ def _agreeing(ratios: Tensor, error: Tensor) -> Tensor:
     # The neuron most others agree with leads a group; of equals, the most exact one.
     by_error = error.argsort(stable=True)
     order = by_error[agree.sum(1)[by_error].argsort(descending=True, stable=True)]
-    agree = agree.cpu().numpy()
-    free = np.ones(len(error), dtype=bool)
-    groups = np.zeros_like(agree)
-    for leader in order.tolist():
-        if free[leader]:
-            groups[leader] = agree[leader] & free
-            free &= ~agree[leader]
-    return torch.from_numpy(groups[groups.any(1)]).to(error.device)
+    return _led(agree, order.argsort())
+
+
+def _led(agree: Tensor, rank: Tensor) -> Tensor:
+    """Groups that neurons lead which agree with no leader of a lower rank.
+
+    Each pass makes leaders of all that have the lowest rank among those around them that are
+    still free, so it takes a few passes and none over single neurons.
+
+    Args:
+        agree: ``(n, n)`` bool, symmetric, true on the diagonal.
+        rank: ``(n,)`` int64, distinct.
+
+    Returns:
+        Groups ``(m, n)`` bool, by leader; a neuron is in that of its first one.
+    """
+    never = len(rank)
+    free = torch.ones_like(rank, dtype=torch.bool)
+    leads = torch.zeros_like(free)
+    while free.any():
+        first = torch.where(agree & free, rank, never).amin(1)
+        leads |= free & (rank == first)
+        free &= ~agree[:, leads].any(1)
+    (leaders,) = leads.nonzero(as_tuple=True)
+    first = torch.where(agree[:, leaders], rank[leaders], never).amin(1)
+    return rank[leaders, None] == first
 
 
 def _blends(found: Tensor, support: Tensor, tolerance: float) -> Tensor:

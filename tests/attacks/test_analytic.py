@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks import Analytic
-from fedleak.attacks.analytic import _blends
+from fedleak.attacks.analytic import _blends, _led
 from fedleak.attacks.replay import replay, replayable
 from fedleak.measures.extraction import EXACT
 from fedleak.records import Observation, Setting, TrainingFacts
@@ -183,6 +183,21 @@ def test_samples_pass_strides_and_are_read_exactly(
     on = copy.deepcopy(model).double()[:7](images.double()) > 0
     isolated = set(on[:, on.sum(0) == 1].any(1).nonzero()[:, 0].tolist())
     assert set(apart.argmin(1).tolist()) == isolated and len(isolated) > 10
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 0.5, 1.0])
+def test_groups_are_those_that_one_neuron_after_the_other_would_lead(share: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    agree = torch.rand(60, 60, generator=generator) < share
+    agree = agree | agree.T
+    agree.fill_diagonal_(True)
+    rank = torch.randperm(60, generator=generator)
+    led, free = torch.zeros(60, 60, dtype=torch.bool), torch.ones(60, dtype=torch.bool)
+    for leader in rank.argsort().tolist():
+        if free[leader]:
+            led[leader] = agree[leader] & free
+            free &= ~agree[leader]
+    assert torch.equal(_led(agree, rank), led[led.any(1)])
 
 
 def test_mixtures_of_two_classes_agree_and_are_told_apart_all_the_same(
