@@ -15,13 +15,13 @@ import torch
 from fedleak.attacks import Attack
 from fedleak.auditor.cells import Cell, Outcome, evidence_of, finished, setting_of, unmeasurable
 from fedleak.auditor.executors import OnStep, execute
-from fedleak.auditor.ledger import read_ledger, write_ledger
 from fedleak.auditor.notes import write_notes
 from fedleak.auditor.observe import observe
 from fedleak.auditor.participants import Participants, participants
 from fedleak.auditor.scoring import rows_of
 from fedleak.auditor.subject import Subject, subject_of_scenario
 from fedleak.captures import CaptureStore, RunLayout, StudyLayout, write_atomic
+from fedleak.captures.ledger import read_ledger, write_ledger
 from fedleak.errors import CaptureError, Problem, ResourceError, ScenarioError
 from fedleak.measures import BUDGET_METRICS, Measure, leakage_budget
 from fedleak.records import members_of, partition_name

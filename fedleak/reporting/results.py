@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -390,24 +391,14 @@ def _read_text(path: Path) -> str | None:
 
 def _read_rows(path: Path) -> tuple[dict[str, dict[int, SampleScores]], tuple[Measured, ...]]:
     """Scores by cell and sample, and measured values."""
-    # Imported here: `fedleak --help` does not need pyarrow. `pq.read_table` would import
-    # pandas as well.
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    # Imported here: `fedleak --help` does not need pyarrow.
+    from fedleak.captures.ledger import read_ledger
 
-    names = ["cell", "sample", "match", "metric", "value", "layer"]
-    try:
-        table = pq.ParquetFile(path).read()
-        # The ledgers of attacks that were written before there were measures lack these.
-        later = [name for name in ("measure", "low", "high") if name in table.column_names]
-        table = table.select([*names, *later])
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise CaptureError(f"{path} is damaged: {error}") from error
     scores: dict[str, dict[int, SampleScores]] = {}
     measured = []
-    for row in table.to_pylist():
+    for row in chain.from_iterable(read_ledger(path).values()):
         defined = row["value"] is not None and not math.isnan(row["value"])
-        if row.get("measure") is not None:
+        if row["measure"] is not None:
             if defined:
                 values = {name: row[name] for name in Measured.__dataclass_fields__}
                 measured.append(Measured(**values))

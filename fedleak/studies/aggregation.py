@@ -15,6 +15,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fedleak.attacks import ATTACKS, Attack
 from fedleak.auditor.cells import Cell, finished
 from fedleak.auditor.notes import read_notes
 from fedleak.captures import RunLayout, StudyLayout, write_atomic
+from fedleak.captures.ledger import read_ledger
 from fedleak.components import Component
 from fedleak.errors import CaptureError
 from fedleak.measures import MEASURES
@@ -227,7 +229,7 @@ def _read_run(directory: Path, scenario: Scenario) -> _Run:
         values[None, metric, None, None][client] = value
     rows: dict[_Key, list[tuple[Hashable, dict[str, Any]]]] = defaultdict(list)
     samples: dict[_Key, dict[_Sample, float]] = defaultdict(dict)
-    for row in _read_scores(layout.results):
+    for row in chain.from_iterable(read_ledger(layout.results).values()):
         unit = row["client"], row["round"], row["sample"]
         for number in (None, row["round"]):
             key: _Key = (names[row["cell"]], row["metric"], row["layer"], number)
@@ -243,20 +245,6 @@ def _read_run(directory: Path, scenario: Scenario) -> _Run:
 def _defaults(kind: type[Component]) -> dict[str, Any]:
     """Parameters that need not be given, with what they are then."""
     return kind.model_construct(kind=kind.kind_name()).model_dump(mode="json")
-
-
-def _read_scores(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []  # nothing was attacked
-    try:
-        table = pq.ParquetFile(path).read()
-        # The ledgers of attacks that were written before there were measures lack these.
-        later = [name for name in ("measure", "low", "high") if name in table.column_names]
-        columns = ["cell", "round", "client", "metric", "layer", "value", "sample", *later]
-        rows: list[dict[str, Any]] = table.select(columns).to_pylist()
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise CaptureError(f"{path} is damaged: {error}") from error
-    return rows
 
 
 def _rounds(layout: RunLayout) -> dict[int, Mapping[str, Any]]:

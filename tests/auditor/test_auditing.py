@@ -15,10 +15,10 @@ import torch
 
 from fedleak.attacks import GS, Attack
 from fedleak.auditor import Progress, audit, cells
-from fedleak.auditor.ledger import SCHEMA
 from fedleak.auditor.observe import observe
 from fedleak.auditor.subject import subject_of_scenario
 from fedleak.captures import CaptureStore, RunLayout
+from fedleak.captures.ledger import SCHEMA
 from fedleak.errors import AttackFailed, CaptureError, ResourceError, ScenarioError
 from fedleak.records import Observation, Reconstruction
 from fedleak.scenario import Prepared, Scenario

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from fedleak.auditor.ledger import SCHEMA
+from fedleak.captures.ledger import SCHEMA
 
 Array = npt.NDArray[Any]
 

@@ -13,8 +13,8 @@ import pytest
 import tomli_w
 
 from fedleak.auditor.cells import Cell
-from fedleak.auditor.ledger import write_ledger
 from fedleak.captures import RunLayout, StudyLayout
+from fedleak.captures.ledger import write_ledger
 from fedleak.errors import CaptureError, ScenarioError
 from fedleak.scenario import load_study
 from fedleak.studies import aggregate
