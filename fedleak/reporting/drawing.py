@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,6 +63,18 @@ def smoothed(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], lis
 
     curve = dict(lowess(ys, xs).tolist())
     return list(curve), list(curve.values())
+
+
+def logarithmic(axes: Axes, side: Literal["x", "y"]) -> None:
+    """Give an axis a logarithmic scale, with ticks that need no TeX: ``1e-08``."""
+    from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
+
+    scale, axis = (axes.set_xscale, axes.xaxis) if side == "x" else (axes.set_yscale, axes.yaxis)
+    scale("log")
+    # Within one decade powers of ten alone would be a single tick.
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(NullFormatter())
 
 
 class Drawing:

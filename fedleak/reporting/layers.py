@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedleak.reporting import text
-from fedleak.reporting.drawing import Figure, drawing
+from fedleak.reporting.drawing import Figure, drawing, logarithmic
 from fedleak.reporting.results import Measured, Results
 
 MOST_ROUNDS = 10
@@ -175,7 +175,7 @@ def _chart(rows: Sequence[MeasuredRow]) -> Figure:
         made.axes.set_xticks(range(len(layers)), layers, rotation=30, ha="right")
         values = [row.value for row in rows]
         if min(values) > 0 and max(values) / min(values) >= 100:
-            made.axes.set_yscale("log")
+            logarithmic(made.axes, "y")
     return Figure(
         title=f"{title} by layer",
         source=made.source,

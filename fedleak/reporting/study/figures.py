@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedleak.reporting import text
-from fedleak.reporting.drawing import Figure, drawing, smoothed
+from fedleak.reporting.drawing import Figure, drawing, logarithmic, smoothed
 from fedleak.reporting.results import Expectation
 from fedleak.reporting.study.results import StudyCell, StudyResults, Value
 from fedleak.reporting.study.tables import (
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 MOST_SERIES = 10
 MOST_NAMES = 40
 _LONGEST_NAME = 32
+_WIDE = 10
+"""From so many times the least on, values are drawn on a logarithmic scale beside others."""
 UNIFORM = ("bytes-sent", "refused")
 _EXPECTED = {
     "==": ("D", "published"),
@@ -203,7 +205,7 @@ def _draw(
             axes.set_xlabel(key)
             places = sorted({point.x for points in shown.values() for point in points})
             if places[0] > 0 and places[-1] / places[0] >= 100:
-                axes.set_xscale("log")
+                logarithmic(axes, "x")
         else:
             axes.set_xlabel("cell")
             names = [_short(place(results, cell)) for cell in results.cells]
@@ -247,27 +249,28 @@ def _draw_layers(
 
 def _draw_pairs(results: StudyResults, expected: Expectation) -> Figure:
     """Two metrics of the same samples, with a LOWESS curve."""
-    xs, ys = ([pair[side] for pair in expected.pairs] for side in (0, 1))
     where = place(results, claimed_of(results, expected))
     with drawing() as made:
         axes = made.axes
-        logarithmic = [min(each) > 0 and max(each) / min(each) >= 100 for each in (xs, ys)]
-        axes.plot(xs, ys, "o", markersize=4, color="C0", alpha=0.6)
-        # On the scale that is drawn, or the greatest values alone would bend the curve.
-        places, heights = smoothed(
+        xs, ys = (list(values) for values in zip(*expected.pairs, strict=True))
+        wide = [min(each) > 0 and max(each) / min(each) >= _WIDE for each in (xs, ys)]
+        if wide[0]:
+            logarithmic(axes, "x")
+        if wide[1]:
+            logarithmic(axes, "y")
+        # The curve is one on the scale that is drawn: else the greatest values would bend it.
+        curve = smoothed(
             *(
-                [math.log(value) for value in each] if scaled else each
-                for each, scaled in zip((xs, ys), logarithmic, strict=True)
+                [math.log(v) for v in each] if w else each
+                for each, w in zip((xs, ys), wide, strict=True)
             )
         )
-        curve = [
-            [math.exp(value) for value in each] if scaled else each
-            for each, scaled in zip((places, heights), logarithmic, strict=True)
+        smooth = [
+            [math.exp(v) for v in each] if w else each for each, w in zip(curve, wide, strict=True)
         ]
-        axes.plot(*curve, "--", color="0.4", label="LOWESS" if places else None)
-        for scaled, scale in zip(logarithmic, (axes.set_xscale, axes.set_yscale), strict=True):
-            if scaled:
-                scale("log")
+        axes.plot(xs, ys, "o", markersize=4, color="C0", alpha=0.6)
+        if smooth[0]:
+            axes.plot(*smooth, "--", color="0.4", linewidth=1, label="LOWESS")
         axes.set_xlabel(expected.metric)
         axes.set_ylabel(str(expected.against))
     title = f"{expected.against} against {expected.metric}, {where}"
