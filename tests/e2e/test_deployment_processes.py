@@ -213,7 +213,7 @@ def test_the_command_audits_while_it_runs_and_leaves_a_page(scenario, tmp_path):
 def test_too_few_clients_are_waited_for_and_counted(scenario, tmp_path):
     lines = []
     wanting = load_scenario(
-        scenario, ["federation.patience=12", "federation.quorum=1.0", "federation.clients=2"]
+        scenario, ["federation.patience=30", "federation.quorum=1.0", "federation.clients=2"]
     )
 
     def kill(processes):
