@@ -237,7 +237,8 @@ def _watched(
 
     def watch(name: str, module: nn.Module) -> None:
         def hook(layer: nn.Module, given: tuple[Any, ...], gives: Any) -> None:
-            seen.append(look(name, layer, given[0], gives))
+            # What is given by keyword does not come here: what it gives must tell.
+            seen.append(look(name, layer, given[0] if given else gives, gives))
 
         hooks.append(module.register_forward_hook(hook))
 

@@ -55,6 +55,7 @@ REDUCED: dict[str, tuple[Cells, Sequence[str]]] = {
         ],
         [SMALL],
     ),
+    "boenisch-server-noise": ([{}], [SMALL]),
     "boenisch-85": ([{}], ["audit.attacks.1.iterations=20"]),
     "boenisch-targeting": ([{}], ["federation.rounds=5"]),
 }

@@ -61,6 +61,18 @@ def behind(*layers: Any) -> nn.Module:
     return nn.Sequential(OrderedDict([*named, ("flat", nn.Flatten()), *dense]))
 
 
+class ByKeyword(nn.Module):
+    """Gives a layer its input by name."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 5, 3, padding=1), last
+        self.fc1, self.fc2 = nn.Linear(5 * 64, 20), nn.Linear(20, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(self.last(input=self.conv(x)).flatten(1)).relu())
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -77,6 +89,7 @@ PASSED_ON = {
     "no padding": behind(nn.Conv2d(3, 12, 3), 12 * 36),
     "dilation": behind(nn.Conv2d(3, 3, 3, padding=2, dilation=2), 3 * 64),
     "groups": behind(nn.Conv2d(3, 12, 2, stride=2, groups=3), 12 * 16),
+    "by keyword": ByKeyword(nn.ReLU()),
     "pooling of single pixels": behind(
         nn.Conv2d(3, 3, 3, padding=1), nn.MaxPool2d(1), nn.AvgPool2d(1),
         nn.AdaptiveAvgPool2d(8), nn.AdaptiveMaxPool2d((8, 8)), 3 * 64,
@@ -241,6 +254,7 @@ MEAN = "it hands on the mean of each window, and no pixel of it by itself"
         (lambda: pooled(nn.AvgPool2d(3, stride=1, padding=1)), {}, MEAN),
         (lambda: pooled(nn.AdaptiveAvgPool2d(4)), {}, MEAN),
         (PoolsByFunction, {}, "lost between 'conv' and 'fc': pixels do not arrive"),
+        (lambda: ByKeyword(nn.MaxPool2d(3, 1, 1)), {}, "lost between 'conv' and 'last'"),
         (batch_normed, {}, "lost at '1', BatchNorm2d"),
         (lambda: LeNetDlg().build(SHAPE, 10), {}, r"lost at 'act1', Sigmoid\(\): behind it pixels"),
         (
@@ -254,7 +268,8 @@ MEAN = "it hands on the mean of each window, and no pixel of it by itself"
         "too few for the stride", "stride beyond the kernel", "max-pooling",
         "overlapping max-pooling that keeps the size", "overlapping max-pooling",
         "max-pooling that leaves out", "average pooling", "overlapping average pooling",
-        "adaptive average pooling", "a function that pools", "batch norm", "sigmoid", "no bias",
+        "adaptive average pooling", "a function that pools", "by keyword", "batch norm",
+        "sigmoid", "no bias",
     ],
 )  # fmt: skip
 def test_a_sample_that_gets_lost_is_refused_with_the_place(
