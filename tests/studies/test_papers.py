@@ -1,4 +1,4 @@
-"""Boenisch et al.'s studies in a reduced form: a few of their cells, on the same real data."""
+"""The papers' studies in a reduced form: a few of their cells, on the same real data."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ from fedleak.studies import run_study
 PAPERS = Path(__file__).parents[2] / "scenarios" / "papers"
 SMALL = "model.widths=[1000, 100]"
 """What lies behind the first layer hardly matters to what that layer sees."""
+
+FEW = "audit.measures.0.batches=40"
+BRIEF = "audit.attacks.0.iterations=3"
+TINY = "data.size=[24, 24]"
+FORESTS = 'audit.measures.0.family=["forest"]'
 
 SCATTER = 0.1
 """How far one run may be from the mean over many that is published, beside the tolerance."""
@@ -58,6 +63,55 @@ REDUCED: dict[str, tuple[Cells, Sequence[str]]] = {
     "boenisch-server-noise": ([{}], [SMALL]),
     "boenisch-85": ([{}], ["audit.attacks.1.iterations=20"]),
     "boenisch-targeting": ([{}], ["federation.rounds=5"]),
+    "mo-fig2": (
+        [{}],
+        ["audit.measures.0.restarts=1", 'audit.measures.0.attacks=[{kind="idlg", iterations=2}]'],
+    ),
+    "mo-fig3": (
+        [{"model.kind": "lenet"}, {"audit.measures.0.attribute": "words"}],
+        [FEW, FORESTS],
+    ),
+    "mo-fig4": ([{"model.kind": "lenet"}], ["federation.clients=1"]),
+    "mo-fig5": ([{"model.kind": "lenet"}], ["audit.measures.0.samples=100"]),
+    "mo-fig6-latent": (
+        [{"audit.measures.0.batch": 1}, {"audit.measures.0.batch": 10}],
+        [FEW, FORESTS, TINY],
+    ),
+    "mo-fig6-original": (
+        [{"client.batch_size": 1}, {"client.batch_size": 10}],
+        [
+            "federation.clients=1",
+            "audit.measures.1.restarts=1",
+            'audit.measures.1.attacks=[{kind="gs", iterations=2}]',
+            "model.kind=lenet-dlg",
+            "audit.measures.1.consecutive=4",
+        ],
+    ),
+    "mo-fig7-latent": (
+        [{"federation.rounds": 1}, {"federation.rounds": 20}],
+        [FEW, FORESTS, TINY],
+    ),
+    "mo-fig8": ([{"audit.measures.0.entries": 10}], [FEW, FORESTS, TINY]),
+    "sun-table1": (
+        [{"partition.kind": "pathological", "client.local_epochs": 1, "client.batch_size": 32}],
+        ["federation.rounds=1", "audit.rounds=[1]"],
+    ),
+    "zhang-eigen": (
+        [{"client.defenses.0.place": 0.0}, {"client.defenses.0.place": 0.25}],
+        ["federation.clients=2", BRIEF],
+    ),
+    "zhang-i2f": (
+        [
+            {"data.kind": "mnist", "model.kind": "lenet-dlg", "client.defenses.0.scale": scale}
+            for scale in (0.0001, 0.01)
+        ],
+        ["federation.clients=3", BRIEF],
+    ),
+    "zhang-init": (
+        [{"init.kind": "uniform"}, {"init.kind": "normal"}],
+        ["federation.clients=1", BRIEF],
+    ),
+    "zhang-unfair": ([{"client.batch_size": 1}], ["federation.clients=4", BRIEF]),
 }
 MISSED = {
     # Texts cut to 50 of 1,000 words and photos to 56 x 56 want another s than 0.99.
@@ -66,6 +120,10 @@ MISSED = {
     # As the whole study: see scenarios/papers/README.md.
     "boenisch-fedavg": {"extraction-recall"},
 }
+
+
+TOO_SMALL = {name for name in REDUCED if name.startswith(("mo-", "zhang-"))}
+"""So few samples decide no claim: it is only seen that each of them is measured."""
 
 
 def reduced(name: str) -> dict[str, Any]:
@@ -88,13 +146,14 @@ def reduced(name: str) -> dict[str, Any]:
     document = read_document(document, overrides)
     last = document["federation"].get("rounds", 1)
     for claim in study.claims:
-        (cell,) = claim.cells
-        if cell in cells and (claim.minus is None or claim.minus in cells):
+        there = [cells[cell].items() for cell in claim.cells if cell in cells]
+        if there and (claim.minus is None or claim.minus in cells):
+            shared = [pair for pair in there[0] if all(pair in pairs for pairs in there)]
             expected = claim.expectation.model_dump(mode="json", exclude_none=True)
             if expected["comparison"] == "==":
                 expected["tolerance"] += SCATTER
             if expected.get("round", 1) <= last:
-                document["expect"].append({**expected, "where": dict(cells[cell])})
+                document["expect"].append({**expected, "where": dict(shared)})
     return document
 
 
@@ -109,7 +168,7 @@ def test_reduced(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert results.expectations
     assert all(expected.measured is not None for expected in results.expectations)
     missed = {expected.metric for expected in results.expectations if not expected.met}
-    assert missed <= MISSED.get(name, set())
+    assert name in TOO_SMALL or missed <= MISSED.get(name, set())
 
 
 def test_noise_on_single_layers_against_both_kinds_of_leakage(
