@@ -116,7 +116,7 @@ def build_wall(results: Results) -> Wall:
     shown: list[Card] = []
     vectors = 0
     for _, number, client, sample in sorted(places, key=lambda p: (p[:3], p[3] or 0))[:MOST_CARDS]:
-        card = _card(results, number, client, sample, groups[number, client])
+        card = card_of(results, number, client, sample, groups[number, client])
         if card is None:
             vectors += 1
         else:
@@ -169,10 +169,21 @@ def _samples(
     return dict.fromkeys(range(len(originals.inputs)), -math.inf)
 
 
-def _card(
+def card_of(
     results: Results, number: int, client: str, sample: int | None, cells: Sequence[Cell]
 ) -> Card | None:
-    """The card of one sample, or None where it holds vectors, which have no picture."""
+    """The card of one sample, or None where it holds vectors, which have no picture.
+
+    Args:
+        results: The run's.
+        number: The round.
+        client: The client's name.
+        sample: Index of the true sample; None where there is no truth.
+        cells: The attacks on that client in that round.
+
+    Raises:
+        CaptureError: A file of pictures is missing or damaged; the message names it.
+    """
     tiles: list[Tile] = []
     truth_label: int | None = None
     originals = None if sample is None else results.originals(number, client)

@@ -72,7 +72,11 @@ class Expectation(BaseModel):
         description="what is compared: a score or, in a study, also accuracy, loss, seconds, "
         "train-seconds, bytes-sent, refused, and what a defense reports: update-noise/epsilon"
     )
-    attack: str | None = Field(None, description="scores of this attack only; default all")
+    attack: str | None = Field(
+        None,
+        description="scores of this attack only, as tables name it: gs, or gs mask_zeros=true; "
+        "default all",
+    )
     layer: str | None = Field(
         None, description="values of this layer only; default those that belong to no layer"
     )

@@ -8,6 +8,7 @@ from fedleak.reporting.page import fill, put_page
 from fedleak.reporting.results import verdicts
 from fedleak.reporting.study.comparison import compared
 from fedleak.reporting.study.figures import MOST_SERIES, figures
+from fedleak.reporting.study.pictures import pictures
 from fedleak.reporting.study.results import read_study
 from fedleak.reporting.study.tables import (
     answer,
@@ -41,6 +42,7 @@ def write_study_page(directory: Path) -> Path:
         extent=extent(results),
         missed=worst_missed(results),
         table=main_table(results),
+        shown=pictures(results),
         offered=[(trade.leakage, trade_table(results, trade)) for trade in trades(results)],
         note=note_on_intervals(results),
         compared=compared(results),
