@@ -64,7 +64,8 @@ def test_a_study_is_a_directory_of_ordinary_runs(tiny: Tiny, tmp_path: Path) -> 
 
 def test_tables_among_values_of_a_matrix(tiny: Tiny, tmp_path: Path) -> None:
     """TOML puts tables behind values: cells are still found by what they are called."""
-    matrix = {"data": [{"kind": "digits"}], "client.batch_size": [1], "client.lr": [0.1, 0.2]}
+    long = {"kind": "mlp", "hidden": [8] * 40}
+    matrix = {"model": [long], "client.batch_size": [1], "client.lr": [0.1, 0.2]}
     place = run_study(load_study(tiny(matrix=matrix)), directory=tmp_path / "study")
     results = read_study(place)
     assert [run.status for cell in results.cells for run in cell.runs] == ["done", "done"]
