@@ -206,7 +206,7 @@ def test_the_study_that_comes_along(fedleak: Fedleak, tmp_path: Path) -> None:
     scenario = str(ROOT / "scenarios" / "study.toml")
     told = fedleak("run", scenario, "--set", "repeats=1", "--set", "data.kind=digits")
     assert told.code == 0, told.err
-    assert "One repeat: no interval." in told.out
+    assert "One repeat: 95 % intervals are" in told.out
     assert fits(told.out)
 
 
