@@ -333,6 +333,8 @@ def _led(agree: Tensor, rank: Tensor) -> Tensor:
         Groups ``(m, n)`` bool, by leader; a neuron is in that of its first one.
     """
     never = len(rank)
+    if not never:
+        return agree  # nobody, and no group
     free = torch.ones_like(rank, dtype=torch.bool)
     leads = torch.zeros_like(free)
     while free.any():
