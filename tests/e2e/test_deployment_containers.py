@@ -49,8 +49,6 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-more = pytest.mark.more_containers
-
 
 @pytest.fixture(scope="module")
 def scenario(tmp_path_factory):
@@ -120,7 +118,6 @@ def test_images_are_small_and_hold_no_tools(name):
     assert docker("run", "--rm", "--entrypoint", "sh", image, "-c", tools) == ""
 
 
-@more
 def test_the_command_gives_the_simulations_captures_and_a_page(scenario, inline, tmp_path):
     command = [str(Path(sys.executable).with_name("fedleak")), "deploy", "up", str(scenario)]
     command += ["--port", str(free_port()), "--runs", str(tmp_path), "--private", "2"]
@@ -167,7 +164,6 @@ def test_with_tls_strangers_stay_out_and_a_death_does_not_end_the_run(project, i
     assert_same(store, inline, 2, ["client-000", "client-002"])
 
 
-@more
 def test_a_server_that_is_stopped_ends_in_time_and_leaves_whole_rounds(project, inline, tmp_path):
     made = project("stopped")
     made.compose("up", "--detach", *made.services)
