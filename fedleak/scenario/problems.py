@@ -102,6 +102,8 @@ def _message(detail: ErrorDetails, schema: type[BaseModel], path: str) -> str:
         )
     if kind == "tuple_type" and isinstance(value, dict) and _models_at(detail["loc"], schema):
         return f"is a list of tables: write [[{path}]], in double brackets"
+    if kind == "string_type" and isinstance(value, (int, float)):
+        return f"must be text, not {_shown(value)}; as text it is '\"{_shown(value)}\"'"
     if kind in _TYPES:
         return f"must be {_TYPES[kind]}, not {_shown(value)}"
     if kind in _LIMITS:

@@ -192,6 +192,11 @@ def test_missing_tables_and_kinds() -> None:
         ),
         ({"partition": {"max_sample": 3}}, "partition.max_sample", "Did you mean 'max_samples'?"),
         ({"audit": 3}, "audit", "must be a table, not 3"),
+        (
+            {"server": {"kind": "trap-weights", "layer": 3}},
+            "server.layer",
+            "must be text, not 3; as text it is '\"3\"'",
+        ),
         ({"audit": {"attacks": ["gs"]}}, "audit.attacks.0", "must be a table with a `kind`"),
     ],
 )
