@@ -81,6 +81,7 @@ def absent_of(store):
 
 
 @instead_of_containers
+@pytest.mark.slow
 def test_with_tls_the_captures_are_the_simulations_and_strangers_stay_out(
     scenario, inline, tmp_path
 ):
@@ -118,6 +119,7 @@ def test_with_tls_the_captures_are_the_simulations_and_strangers_stay_out(
 
 
 @instead_of_containers
+@pytest.mark.slow
 def test_a_client_that_dies_is_absent_and_the_others_go_on(scenario, inline, tmp_path):
     processes = {}
     died = threading.Event()
@@ -144,6 +146,7 @@ def test_a_client_that_dies_is_absent_and_the_others_go_on(scenario, inline, tmp
     assert absent_of(store) == {1: [], 2: ["client-001"], 3: ["client-001"]}
 
 
+@pytest.mark.slow
 def test_clients_that_join_late_hang_and_come_back_are_absent_meanwhile(scenario, inline, tmp_path):
     five = load_scenario(
         scenario, ["federation.rounds=5", "federation.patience=60", "federation.quorum=0.3"]
