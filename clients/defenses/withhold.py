@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from clients.defenses.defense import Defense, Metrics, Turn, Update
 from clients.defenses.protected import no_such_layer, protected
-from fedleak.records import Setting
+from fedleak.records import Setting, TrainingFacts
 
 
 class Withhold(Defense):
@@ -27,15 +28,13 @@ class Withhold(Defense):
     )
 
     def unsupported(self, setting: Setting) -> str | None:
-        if reason := no_such_layer(setting.model, self.layers):
-            return reason
-        names = [name for name, weight in setting.model.named_parameters() if weight.requires_grad]
-        if set(protected(names, self.layers)) == set(names):
-            return (
-                "it would hold back every trained layer, and nothing would be learnt from the "
-                "client; name fewer layers"
-            )
-        return None
+        return no_such_layer(setting.model, self.layers)
+
+    def note(self, model: nn.Module, facts: Sequence[TrainingFacts]) -> str | None:
+        names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        if set(protected(names, self.layers)) < set(names):
+            return None
+        return "withhold holds back every trained layer: nothing is learnt from the clients."
 
     def release(self, update: Update, model: nn.Module, turn: Turn) -> tuple[Update, Metrics]:
         nothing = {name: torch.zeros_like(update[name]) for name in protected(update, self.layers)}

@@ -86,9 +86,10 @@ def test_a_layer_that_matches_nothing_is_refused_before_the_run(refused):
     assert "no dense layer 'act1' is trained; there are: fc1, fc2." in message
 
 
-def test_withholding_every_layer_is_refused_before_the_run(refused):
-    message = refused("client.defenses.0", prepare, defended(WITHHELD))
-    assert "every trained layer" in message
+def test_withholding_every_layer_is_told():
+    (note,) = prepare(defended(WITHHELD)).notes
+    assert "every trained layer" in note
+    assert not prepare(defended(WITHHELD | {"layers": ["fc2"]})).notes
 
 
 WITHHELD = {"kind": "withhold", "layers": ["fc1.weight", "fc1.bias", "fc2"]}

@@ -183,6 +183,7 @@ def test_on_flowers_own_simulation(task, place):
         np.testing.assert_allclose(tensor.numpy(), mean, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_command_audits_several_local_epochs(task, place):
     federate(task, clients=2)
     out, _ = command(
