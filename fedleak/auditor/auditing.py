@@ -138,13 +138,11 @@ def audit(
     verdicts: tuple[Verdict, ...] = ()
     if scenario is not None and scenario.expect:
         # Scores of other attacks, or of the same with other parameters, do not count.
-        counted = {cell.name: cell.task for cell in _plan(store, scenario, subject)}
-        names = names_of(scenario.audit.tasks)
-        judged = [
-            {**row, "attack": names[scenario.audit.tasks.index(counted[row["cell"]])]}
-            for row in rows
-            if row["cell"] in counted
-        ]
+        tasks, names = scenario.audit.tasks, names_of(scenario.audit.tasks)
+        counted = {
+            cell.name: names[tasks.index(cell.task)] for cell in _plan(store, scenario, subject)
+        }
+        judged = [{**row, "attack": counted[row["cell"]]} for row in rows if row["cell"] in counted]
         verdicts = tuple(judge(expected, judged) for expected in scenario.expect)
         _write_verdicts(layout, verdicts)
     return Audited(tuple(rows), verdicts)

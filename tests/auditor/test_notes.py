@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,28 @@ class Net(nn.Sequential):
 TRAP = {"kind": "trap-weights", "scaling": 0.6}
 SHIFTED = {"mean": [0.5], "std": [0.5]}
 
+Tables = dict[str, Any]
+Audited = Callable[[Tables, Tables, Tables], tuple[str, ...]]
+
+
+@pytest.fixture
+def audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Audited:
+    """Notes on the captures of another app: its server, its model, and what is stated of that."""
+    (tmp_path / "app_of_another.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def notes(server: Tables, model: Tables, stated: Tables) -> tuple[str, ...]:
+        scenario = load_scenario(SCENARIO | {"server": server, "model": SCENARIO["model"] | model})
+        layout = RunLayout(run(scenario, directory=tmp_path / "run"))
+        layout.scenario.unlink()
+        facts = {name: tuple(values) for name, values in stated.items()}
+        subject = subject_of_model("app_of_another:Net", (1, 8, 8), **facts)
+        audit(layout.root, attacks=[Analytic()], subject=subject)
+        return read_notes(layout)
+
+    return notes
+
 
 @pytest.mark.parametrize(
     ("server", "model", "stated", "told"),
@@ -51,19 +74,10 @@ def test_a_trap_for_other_samples_than_the_model_is_given(
     model: dict[str, Any],
     stated: dict[str, Any],
     told: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    audited: Audited,
 ) -> None:
-    (tmp_path / "app_of_another.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    scenario = load_scenario(SCENARIO | {"server": server, "model": SCENARIO["model"] | model})
-    layout = RunLayout(run(scenario, directory=tmp_path / "run"))
-    layout.scenario.unlink()
-    facts = {name: tuple(values) for name, values in stated.items()}
-    subject = subject_of_model("app_of_another:Net", (1, 8, 8), **facts)
-    audit(layout.root, attacks=[Analytic()], subject=subject)
-    assert any("Trap weights were sent" in note for note in read_notes(layout)) == told
+    notes = audited(server, model, stated)
+    assert any("Trap weights were sent" in note for note in notes) == told
 
 
 @pytest.mark.parametrize("server", [TRAP, {"kind": "honest-but-curious"}], ids=["trap", "none"])
@@ -77,21 +91,12 @@ def test_samples_outside_of_what_attacks_look_in(
     model: dict[str, Any],
     stated: dict[str, Any],
     told: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    audited: Audited,
 ) -> None:
     """Another app normalises what its model is given, and nobody says so."""
-    (tmp_path / "app_of_another.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    scenario = load_scenario(SCENARIO | {"server": server, "model": SCENARIO["model"] | model})
-    layout = RunLayout(run(scenario, directory=tmp_path / "run"))
-    layout.scenario.unlink()
-    facts = {name: tuple(values) for name, values in stated.items()}
-    subject = subject_of_model("app_of_another:Net", (1, 8, 8), **facts)
-    audit(layout.root, attacks=[Analytic()], subject=subject)
-    notes = [note for note in read_notes(layout) if "Neurons agree" in note]
-    assert len(notes) == told and all("values from -1 to 1, but" in note for note in notes)
+    notes = audited(server, model, stated)
+    agreed = [note for note in notes if "Neurons agree" in note]
+    assert len(agreed) == told and all("values from -1 to 1, but" in note for note in agreed)
 
 
 def test_batches_that_are_smaller_than_asked_for_are_told(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ model's over rounds, and two metrics of the same samples against each other."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -253,24 +252,12 @@ def _draw_pairs(results: StudyResults, expected: Expectation) -> Figure:
     with drawing() as made:
         axes = made.axes
         xs, ys = (list(values) for values in zip(*expected.pairs, strict=True))
-        wide = [min(each) > 0 and max(each) / min(each) >= _WIDE for each in (xs, ys)]
-        if wide[0]:
+        if _wide(xs):
             logarithmic(axes, "x")
-        if wide[1]:
+        if _wide(ys):
             logarithmic(axes, "y")
-        # The curve is one on the scale that is drawn: else the greatest values would bend it.
-        curve = smoothed(
-            *(
-                [math.log(v) for v in each] if w else each
-                for each, w in zip((xs, ys), wide, strict=True)
-            )
-        )
-        smooth = [
-            [math.exp(v) for v in each] if w else each for each, w in zip(curve, wide, strict=True)
-        ]
         axes.plot(xs, ys, "o", markersize=4, color="C0", alpha=0.6)
-        if smooth[0]:
-            axes.plot(*smooth, "--", color="0.4", linewidth=1, label="LOWESS")
+        _draw_curve(axes, xs, ys, "0.4", label="LOWESS")
         axes.set_xlabel(expected.metric)
         axes.set_ylabel(str(expected.against))
     title = f"{expected.against} against {expected.metric}, {where}"
@@ -311,6 +298,10 @@ def _draw_trade(results: StudyResults, trade: Trade) -> Figure:
         source=made.source,
         alt=f"{title}; no other cell is better in both than: {named}",
     )
+
+
+def _wide(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) / min(values) >= _WIDE
 
 
 def _short(words: str) -> str:
@@ -358,6 +349,10 @@ def _draw_series(
 def _draw_curve(
     axes: Axes, xs: Sequence[float], ys: Sequence[float], colour: str, label: str | None = None
 ) -> None:
-    places, heights = smoothed(xs, ys)
-    if places:
-        axes.plot(places, heights, "--", color=colour, linewidth=1, label=label)
+    """On the scales that the axes have by now: else the greatest values would bend it."""
+    scales = [axis.get_transform() for axis in (axes.xaxis, axes.yaxis)]
+    points = (scale.transform(each).tolist() for scale, each in zip(scales, (xs, ys), strict=True))
+    curve = smoothed(*points)
+    if curve[0]:
+        drawn = [scale.inverted().transform(c) for scale, c in zip(scales, curve, strict=True)]
+        axes.plot(*drawn, "--", color=colour, linewidth=1, label=label)
