@@ -9,7 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
+from fedleak.attacks.embedding import behind_embedding
 from fedleak.errors import MeasureFailed
 from fedleak.gradients import Curvature, Update, UpdateMap
 from fedleak.measures.intervals import mean_interval
@@ -30,6 +32,10 @@ class InversionInfluence(Measure):
     reconstruction by ``I2F = ||(JJ')^-1 J delta||`` to first order, and by no less than
     ``||J delta|| / lambda_max(JJ')``. Both are Euclidean norms over the sample's values in
     [0, 1]. A sample is taken with the client's others known to the attacker, the worst case.
+
+    A text's values are those of its embedded tokens, ``(length, dimension)``, and the update is
+    that of the layers behind the embedding: the embedding's own names the tokens of a text
+    without any inversion.
 
     Noise is what the client's defenses did to the update, with the rounding on the wire: the
     update that came back minus that which its samples give. Where ``sigma`` is given, it is
@@ -75,18 +81,27 @@ class InversionInfluence(Measure):
     )
 
     def unsupported(self, setting: Setting) -> str | None:
-        return not_pixels(setting)
+        if behind_embedding(setting.model, setting.input_shape) is None:
+            return not_pixels(setting)
+        if setting.facts.steps > 1:
+            return "differentiates in embedded tokens, whose embedding several local steps change"
+        return None
 
     def measure(self, evidence: Evidence) -> Iterator[Value]:
         observation, truth = evidence.observation, evidence.truth
         assert truth is not None
+        device = next(iter(observation.parameters.values())).device
+        inputs = torch.from_numpy(truth.inputs).to(device)
+        behind = behind_embedding(observation.model, observation.input_shape)
+        if behind is not None:
+            inputs = functional.embedding(inputs, observation.parameters[behind.weight])
+            observation = behind.observation(observation)
+        inputs = inputs.double()
         parameters, buffers, released = (
             {name: _double(value) for name, value in tensors.items()}
             for tensors in (observation.parameters, observation.buffers, observation.update)
         )
-        device = next(iter(parameters.values())).device
         mapping = UpdateMap(observation.model, parameters, buffers, observation.facts)
-        inputs = torch.from_numpy(truth.inputs).to(device).double()
         labels = torch.from_numpy(truth.labels).to(device)
         count = min(self.samples, len(inputs))
         found: dict[str, list[float]] = {}

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fedleak.errors import MeasureFailed
 from fedleak.measures import Evidence, InversionInfluence, Value, inversion_influence
-from fedleak.records import Dataset, DataSplits, Setting, TrainingFacts
+from fedleak.models import TextTransformer
+from fedleak.records import Dataset, DataSplits, Observation, Setting, TrainingFacts, Truth
 
 Client = Callable[..., Evidence]
 DAMPING = 1e-9
@@ -128,9 +129,66 @@ def test_a_model_that_ignores_the_sample_fails(smooth_net: nn.Module, client: Cl
         list(InversionInfluence().measure(client(smooth_net)))
 
 
-def test_texts_are_refused(smooth_net: nn.Module) -> None:
-    texts = Dataset(np.zeros((1, 9), np.int64), np.zeros(1, np.int64), 2, {}, ("a", "b"))
-    told = InversionInfluence().unsupported(
-        Setting(smooth_net, TrainingFacts(0.1, 1, 1, 1), (9,), 2, DataSplits(texts, texts))
+def text_setting(model: nn.Module, steps: int = 1) -> Setting:
+    texts = Dataset(np.zeros((1, 3), np.int64), np.zeros(1, np.int64), 2, {}, ("a", "b"))
+    splits = DataSplits(texts, texts)
+    return Setting(model, TrainingFacts(0.1, steps, 2, 2), (3,), 2, splits)
+
+
+@pytest.fixture
+def transformer() -> nn.Sequential:
+    torch.manual_seed(0)
+    built = TextTransformer(tokens=11, dimension=4, heads=2, blocks=1, width=5).build((3,), 2)
+    assert isinstance(built, nn.Sequential)
+    return built.double()
+
+
+@pytest.mark.usefixtures("_path")
+def test_of_a_text_it_is_the_dense_solve_behind_the_embedding(transformer: nn.Sequential) -> None:
+    embedding, rest = transformer[0], transformer[1:]
+    truth = Truth(np.array([[3, 7, 3], [10, 0, 1]]), np.array([1, 0]))
+    loss = nn.functional.cross_entropy(
+        transformer(torch.from_numpy(truth.inputs)), torch.from_numpy(truth.labels)
     )
+    names, values = zip(*transformer.named_parameters(), strict=True)
+    clean = dict(zip(names, torch.autograd.grad(loss, values), strict=True))
+    generator = torch.Generator().manual_seed(5)
+    noise = {
+        name: 0.01 * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        for name, value in clean.items()
+    }
+    sent = {name: value.detach() for name, value in zip(names, values, strict=True)}
+    released = {name: value + noise[name] for name, value in clean.items()}
+    setting = text_setting(transformer)
+    observation = Observation(
+        transformer, sent, dict(transformer.named_buffers()), released, setting.facts, (3,), 2
+    )
+    assert InversionInfluence().unsupported(setting) is None
+    evidence = Evidence(observation, truth, None, None, seed=0)
+    found = table(InversionInfluence(damping=DAMPING).measure(evidence))
+
+    vectors = dataclasses.replace(
+        truth, inputs=embedding(torch.from_numpy(truth.inputs)).detach().numpy()
+    )
+    behind = dataclasses.replace(
+        evidence, truth=vectors, observation=dataclasses.replace(observation, model=rest)
+    )
+    flat = torch.cat([value.flatten() for name, value in noise.items() if name != names[0]])
+    for sample in range(2):
+        slopes = jacobian(behind, sample)
+        curvature = slopes @ slopes.T
+        largest = torch.linalg.eigvalsh(curvature)[-1]
+        damped = curvature + DAMPING * largest * torch.eye(12)
+        exact = float(torch.linalg.solve(damped, slopes @ flat).norm())
+        assert found["i2f", sample].value == pytest.approx(exact, rel=1e-3)
+        bound = float((slopes @ flat).norm() / largest)
+        assert found["i2f-bound", sample].value == pytest.approx(bound, rel=1e-3)
+
+
+def test_texts_without_an_embedding_or_with_several_steps_are_refused(
+    smooth_net: nn.Module, transformer: nn.Sequential
+) -> None:
+    told = InversionInfluence().unsupported(text_setting(smooth_net))
     assert told is not None and "no images" in told
+    told = InversionInfluence().unsupported(text_setting(transformer, steps=2))
+    assert told is not None and "several local steps" in told
