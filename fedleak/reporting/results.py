@@ -89,11 +89,13 @@ class Expectation(Stored):
         parts = (self.attack, self.aggregate, self.metric, self.layer, minus, when)
         return " ".join(filter(None, parts))
 
-    @property
-    def verdict(self) -> str | None:
+    def verdict(self, where: str = "") -> str | None:
         """Whether what was claimed was seen, and the numbers that decide it; None for none.
 
         An interval with values on both sides of the limit decides nothing.
+
+        Args:
+            where: Of a study, the settings it is about, in words.
         """
         if not self.claim:
             return None
@@ -108,10 +110,12 @@ class Expectation(Stored):
             if self._spans(self.low, self.high):
                 seen = "Undecided"
         wanted = text.requirement(self.comparison, self.value, self.tolerance)
-        where = f" over {len(self.cells)} cells" if len(self.cells) > 1 else ""
-        where = f" at {self.cells[0]}" if len(self.cells) == 1 else where
-        where += f" minus {self.minus}" if self.minus else ""
-        return f"{seen}: {self.claim} ({said}{where}; {wanted} was expected)."
+        if len(self.cells) > 1:
+            where = f"{len(self.cells)} cells" + (f" of {where}" if where else "")
+            said += f" over {where}"
+        elif where:
+            said += f" at {where}"
+        return f"{seen}: {self.claim} ({said}; {wanted} was expected)."
 
     def _spans(self, low: float, high: float) -> bool:
         """Whether some values of an interval meet the expectation and others do not."""
@@ -127,7 +131,7 @@ class Expectation(Stored):
 
 def verdicts(expectations: Sequence[Expectation]) -> list[str]:
     """What was claimed and whether it was seen, a sentence each."""
-    return [said for each in expectations if (said := each.verdict) is not None]
+    return [said for each in expectations if (said := each.verdict()) is not None]
 
 
 class CapturedClient(Stored):

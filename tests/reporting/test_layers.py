@@ -96,7 +96,7 @@ def test_what_was_claimed_is_told_with_its_numbers(builder: RunBuilder) -> None:
         {**expected, **ends, "comparison": "==", "value": 0.5, "tolerance": 0.25},
         {**expected, "measured": None, "met": False},
     ]
-    told = [e.verdict for e in read_results(builder.write()).expectations]
+    told = [e.verdict() for e in read_results(builder.write()).expectations]
     words = [said.partition(": the first layer")[0] for said in told if said]
     assert words == [
         "Seen, without an interval", "Seen", "Undecided", "Not seen", "Undecided", "Undecided",

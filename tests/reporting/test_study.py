@@ -28,6 +28,7 @@ from fedleak.reporting.study.tables import (
     plus_minus,
     telling_keys,
     trades,
+    verdicts,
     with_interval,
 )
 
@@ -453,6 +454,22 @@ def test_what_several_cells_show_together(build: Build) -> None:
     text = "\n".join(printed(place))
     assert "≥ 0.5 / 0.75" in text and "40 / 40" in text
     assert "Spearman" in report(place).read_text()
+
+
+def test_what_was_claimed_names_settings_and_no_directories(build: Build) -> None:
+    place = build(
+        [(1, None, None)] * 4,
+        settings=paper,
+        expectations=[
+            expected("cell-1", 1.0, 1.0, claim="one leaks"),
+            expected("cell-1", 0.0, 0.0, minus="cell-3", claim="both leak"),
+            expected("cell-1", 1.0, 1.0, cells=["cell-0", "cell-1"], claim="all leak"),
+        ],
+    )
+    told = verdicts(read_study(place))
+    assert "(mean psnr is 1 at data.kind = mnist, scaling = 0.7; = 1 was expected)" in told[0]
+    assert "at data.kind = mnist, scaling = 0.7 minus data.kind = npz; =" in told[1]
+    assert "over 2 cells of data.kind = mnist; =" in told[2]
 
 
 def test_lowess_of_a_line_is_the_line() -> None:

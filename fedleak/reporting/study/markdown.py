@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fedleak.reporting import text
-from fedleak.reporting.results import verdicts
 from fedleak.reporting.study.comparison import compared
 from fedleak.reporting.study.results import StudyResults, read_study
 from fedleak.reporting.study.tables import (
@@ -20,6 +19,7 @@ from fedleak.reporting.study.tables import (
     settings,
     trade_table,
     trades,
+    verdicts,
     with_interval,
     worst_missed,
 )
@@ -45,7 +45,7 @@ def study_markdown(directory: Path) -> str:
     if command := results.environment.get("command"):
         parts.append(f"```\n{command}\n```")
     parts.append(f"{answer(results)} {extent(results)} {note_on_intervals(results)}")
-    if said := verdicts(results.expectations):
+    if said := verdicts(results):
         parts.append("\n".join(f"- {sentence}" for sentence in said))
     if missed := worst_missed(results):
         parts.append("\n".join(["Missed worst:", "", *(f"- {said}" for said in missed)]))

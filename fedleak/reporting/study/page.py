@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedleak.reporting.page import fill, put_page
-from fedleak.reporting.results import verdicts
 from fedleak.reporting.study.comparison import compared
 from fedleak.reporting.study.figures import MOST_SERIES, figures
 from fedleak.reporting.study.pictures import pictures
@@ -19,6 +18,7 @@ from fedleak.reporting.study.tables import (
     settings,
     trade_table,
     trades,
+    verdicts,
     worst_missed,
 )
 
@@ -46,7 +46,7 @@ def write_study_page(directory: Path) -> Path:
         offered=[(trade.leakage, trade_table(results, trade)) for trade in trades(results)],
         note=note_on_intervals(results),
         compared=compared(results),
-        verdicts=verdicts(results.expectations),
+        verdicts=verdicts(results),
         keys=list(settings(results, results.cells[0])),
         settings={cell.name: list(settings(results, cell).values()) for cell in results.cells},
         failures=failures(results),

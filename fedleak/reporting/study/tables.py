@@ -234,15 +234,11 @@ def answer(results: StudyResults) -> str:
 
 def worst_missed(results: StudyResults) -> list[str]:
     """The expectations that were missed worst, one line each."""
-    cells = {cell.name: cell for cell in results.cells}
     said = []
     for e in by_miss(results.expectations)[:_WORST]:
         if e.met:
             break
-        cell = claimed_of(results, e)
-        where = place(results, cell)
-        if e.minus:
-            where += f" minus {place_beside(results, cells[e.minus], cell)}"
+        where = place_of(results, e) or "all"
         what = what_is_claimed(results, e)
         measured = "not measured" if e.measured is None else text.plain(e.measured)
         expected = text.requirement(e.comparison, e.value, e.tolerance).removeprefix("= ")
@@ -284,15 +280,35 @@ def by_miss(expectations: Sequence[Expectation]) -> list[Expectation]:
 
 def place(results: StudyResults, cell: StudyCell) -> str:
     """A cell's settings in a few words."""
-    told = [f"{key} = {value}" for key, value in settings(results, cell).items() if value]
-    return ", ".join(told) or "all"
+    return _told(settings(results, cell)) or "all"
+
+
+def place_of(results: StudyResults, expectation: Expectation) -> str:
+    """The settings that an expectation is about, and those that are subtracted; empty
+    where nothing tells them from others."""
+    cell = claimed_of(results, expectation)
+    where = _told(settings(results, cell))
+    if expectation.minus is None:
+        return where
+    (minus,) = (each for each in results.cells if each.name == expectation.minus)
+    return f"{where} minus {place_beside(results, minus, cell)}"
+
+
+def verdicts(results: StudyResults) -> list[str]:
+    """What was claimed and whether it was seen, a sentence each."""
+    said = [each.verdict(place_of(results, each)) for each in results.expectations]
+    return [each for each in said if each is not None]
 
 
 def place_beside(results: StudyResults, cell: StudyCell, other: StudyCell) -> str:
     """In what a cell differs from another one."""
     there = settings(results, other)
-    told = [f"{k} = {v}" for k, v in settings(results, cell).items() if v and v != there[k]]
-    return ", ".join(told) or place(results, cell)
+    told = {k: v for k, v in settings(results, cell).items() if v != there[k]}
+    return _told(told) or place(results, cell)
+
+
+def _told(settings: Mapping[str, str]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in settings.items() if value)
 
 
 def extent(results: StudyResults) -> str:

@@ -12,7 +12,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fedleak.reporting.results import verdicts
 from fedleak.reporting.study.comparison import Compared, compared, side_by_side
 from fedleak.reporting.study.results import StudyResults, read_study
 from fedleak.reporting.study.tables import (
@@ -29,6 +28,7 @@ from fedleak.reporting.study.tables import (
     settings,
     trade_table,
     trades,
+    verdicts,
     with_interval,
     worst_missed,
 )
@@ -78,7 +78,7 @@ def study_report(directory: Path) -> RenderableType:
     results = read_study(directory)
     missed = worst_missed(results)
     parts: list[RenderableType] = [Text(answer(results), "bold red" if missed else "bold")]
-    parts += [outside(said) for said in verdicts(results.expectations)]
+    parts += [outside(said) for said in verdicts(results)]
     if missed:
         parts.append(Text("Missed worst:"))
         parts += [Padding(outside(said), (0, 0, 0, 2)) for said in missed]
