@@ -18,6 +18,8 @@ MEMBERS: tuple[Member, ...] = get_args(Member)
 _MOST_DEVIATIONS = 5.0
 """Beyond this many standard deviations, entries count as being that far."""
 
+_FOLDS = 10
+
 _LEAST = 1e-6
 """No outcome is held to be less likely than this."""
 
@@ -42,7 +44,8 @@ def information(
 
     Each model is fitted on the first part. On the second its outputs are made
     probabilities (Platt 1999), and of each kind the model with the greatest likelihood
-    there is taken; so what it was taken for says nothing of the third part, which alone
+    there is taken, cross-validated, for a calibration to noise looks good where it was
+    made; so what it was taken for says nothing of the third part, which alone
     is scored: ``log2 f[g](p) - log2 f[0](p)``. To ignore the gradients is a model too (Xu et
     al. 2020, "optional ignorance"): it gives 0.
 
@@ -66,8 +69,8 @@ def information(
     for kind in family:
         own, choosing, scored = parts if kind == "forest" else rotated
         for model in _models(kind, seed):
-            calibrated = _calibrated(model, own, choosing)
-            gain = float(_bits(calibrated(choosing.gradients), choosing.has, prior).mean())
+            calibrated, expected = _calibrated(model, own, choosing)
+            gain = float(_bits(expected, choosing.has, prior).mean())
             found = _bits(calibrated(scored.gradients), scored.has, prior)
             for name, least in ((kind, -np.inf), ("", ignorant)):
                 if gain > best.get(name, (least, nothing))[0]:
@@ -132,21 +135,35 @@ class _Rotation:
         return standardised.clip(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)
 
 
-def _calibrated(model: Any, fit: Part, calibrate: Part) -> Callable[[Floats], Floats]:
-    """Fit a model: from gradients to probabilities of having the attribute."""
-    from sklearn.calibration import CalibratedClassifierCV
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.frozen import FrozenEstimator
+def _calibrated(
+    model: Any, fit: Part, calibrate: Part
+) -> tuple[Callable[[Floats], Floats], Floats]:
+    """Fit a model: from gradients to probabilities of having the attribute.
 
+    Returns:
+        It, and the probabilities of each gradient to calibrate on, ``(n,)``, by calibrations
+        that did not see it.
+    """
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.frozen import FrozenEstimator
+    from sklearn.model_selection import cross_val_predict
+
+    given = calibrate.gradients, calibrate.has
+    folds = min(_FOLDS, *np.bincount(calibrate.has))
+    # A fitted model gives the same outputs in every fold, so two do inside.
+    calibrated = CalibratedClassifierCV(
+        FrozenEstimator(model), method="sigmoid", ensemble=False, cv=2
+    )
     with warnings.catch_warnings():
         # Stopping early is a form of regularisation; which is best is seen in calibration.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+        # Of few batches of one kind, a fold may have none.
+        warnings.simplefilter("ignore", UserWarning)
         model.fit(fit.gradients, fit.has)
-    calibrated = CalibratedClassifierCV(FrozenEstimator(model), method="sigmoid", ensemble=False)
-    calibrated.fit(calibrate.gradients, calibrate.has)
+        unseen = cross_val_predict(calibrated, *given, cv=folds, method="predict_proba")
+        calibrated.fit(*given)
 
     def probability(gradients: Floats) -> Floats:
         found: Floats = calibrated.predict_proba(gradients)[:, 1]
         return found
 
-    return probability
+    return probability, unseen[:, 1]

@@ -50,8 +50,12 @@ def terminal_report(run: Path) -> RenderableType:
     if reply.samples and reply.unscored:
         note = f"No truth is available for {text.count(reply.unscored, 'attack')}: not scored."
         parts += [Text(), Text(note)]
-    for trouble in troubles(results):
+    failed = troubles(results)
+    for trouble in failed:
         parts += [Text(), _trouble(trouble)]
+    if any(trouble.status == "failed" for trouble in failed):
+        again = "What failed is not tried again unless its files are removed from audit/cells."
+        parts.append(Text(again, "dim"))
     if results.expectations:
         parts += [Text(), *(outside(said) for said in verdicts(results.expectations))]
         parts.append(compared(results.expectations))

@@ -20,6 +20,8 @@ def parse_assignment(option: str, text: str, form: str = "NAME=VALUE") -> tuple[
         ScenarioError: It has no name or no equals sign.
     """
     name, equals, value = (part.strip() for part in text.partition("="))
+    # As TOML spells a key with dots, which a matrix takes without quotes as well.
+    name = name.replace('"', "").replace("'", "")
     if not equals or not all(name.split(".")):
         raise ScenarioError(Problem(option, f"{text!r} is not of the form {form}"))
     try:

@@ -109,6 +109,11 @@ def _message(detail: ErrorDetails, schema: type[BaseModel], path: str) -> str:
     if kind in _LIMITS:
         key, words = _LIMITS[kind]
         return f"must be {words} {_shown(context[key])}, not {_shown(value)}"
+    if kind == "string_pattern_mismatch" and path == "name":
+        return (
+            "must be up to 64 letters, digits, dots, dashes and underscores, and begin with a "
+            f"letter or a digit; not {_shown(value)}"
+        )
     if kind == "too_short":
         return f"needs at least {context['min_length']} entry"
     if kind == "value_error":

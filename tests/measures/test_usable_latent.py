@@ -72,6 +72,16 @@ def test_a_channel_that_says_nothing() -> None:
     assert all(abs(v.mean()) < 0.03 for v in information(MEMBERS, *constant, 0.5, 1).values())
 
 
+def test_calibration_to_noise_is_not_taken_for_information() -> None:
+    ignored = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        parts = [part(rng, count, 0.0, 30, 0.5) for count in (80, 40, 40)]
+        found = information(("logistic",), *parts, prior=0.5, seed=seed)
+        ignored += not found[""].any()
+    assert ignored >= 6
+
+
 def test_entries_that_leap_do_not_drown_the_others() -> None:
     """As rows of classes do that are in batches held out alone."""
     rng = np.random.default_rng(0)

@@ -174,7 +174,7 @@ def test_missing_tables_and_kinds() -> None:
             "only a study has cells to choose from",
         ),
         ({"aggregation": {"kind": "qfedavg"}}, "aggregation", "needs a value for client_learning"),
-        ({"name": "../elsewhere"}, "name", "pattern"),
+        ({"name": "../elsewhere"}, "name", "begin with a letter or a digit; not '../elsewhere'"),
         ({"seed": -1}, "seed", "at least 0"),
         ({"client": {"lr": float("inf")}}, "client.lr", "must be a finite number, not inf"),
         (

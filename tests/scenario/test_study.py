@@ -98,6 +98,11 @@ def test_repeats_alone_make_a_study(tiny: Tiny) -> None:
     assert "neither matrix nor repeats" in problems(tiny())[""]
 
 
+def test_an_override_may_quote_a_key_as_toml_does(tiny: Tiny) -> None:
+    study = load_study(tiny(matrix={"client.lr": [0.1]}), ['matrix."client.lr"=[0.2, 0.3]'])
+    assert [cell.settings for cell in study.cells] == [{"client.lr": 0.2}, {"client.lr": 0.3}]
+
+
 def test_overrides_reach_the_matrix(tiny: Tiny) -> None:
     raw = tiny(matrix={"client.lr": [0.1, 0.2], "seed": [1]})
     study = load_study(raw, ["matrix.client.lr=[3.0]", "repeats=4", "client.batch_size=2"])

@@ -24,6 +24,8 @@ _LAST = ("loss", *_COSTS, "seconds")
 _MOST_DECIMALS = 4
 _LOPSIDED = 0.1
 _WORST = 3
+_FEW = 4
+"""Of fewer repeats Student's t is several times what it is of many."""
 
 _Measure = tuple[str, str, int | None]
 """Metric, aggregate, round."""
@@ -352,7 +354,8 @@ def note_on_intervals(results: StudyResults) -> str:
                 "which share a model."
             )
         return "One repeat: no interval."
-    return f"Mean over {results.repeats} repeats ± half its 95 % interval (Student's t)."
+    said = f"Mean over {results.repeats} repeats ± half its 95 % interval (Student's t)."
+    return f"{said} So few repeats make it wide." if results.repeats < _FEW else said
 
 
 @dataclass(frozen=True)
