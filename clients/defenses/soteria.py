@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from clients.defenses.defense import Defense, Metrics, Turn
+from clients.defenses.defense import Defense, Metrics, Step, Turn
 from fedleak.errors import nearest
 from fedleak.gradients import Representation, dense_layers
 from fedleak.models import has_dropout
@@ -96,22 +97,41 @@ class Soteria(Defense):
             return "soteria that zeroes no feature changes nothing."
         return None
 
-    def step(self, model: nn.Module, inputs: Tensor, labels: Tensor, turn: Turn) -> Metrics:
-        if not len(inputs):
-            return {"bound": 0.0}
-        train_mode = turn.facts.train_mode
-        name = self.layer or defendable(model, train_mode, tuple(inputs.shape[1:]))[0]
-        representation = Representation(model, name, train_mode)
+    @contextmanager
+    def training(self, model: nn.Module, turn: Turn) -> Iterator[Step]:
+        train_mode, left = turn.facts.train_mode, turn.facts.steps
+        representation: Representation | None = None
+
+        def step(inputs: Tensor, labels: Tensor) -> Metrics:
+            nonlocal left, representation
+            left -= 1
+            if not len(inputs):
+                return {"bound": 0.0}
+            if representation is None:
+                shape = tuple(inputs.shape[1:])
+                name = self.layer or defendable(model, train_mode, shape)[0]
+                representation = Representation(model, name, train_mode)
+            removed = self._perturb(model, representation, inputs, labels)
+            if left > 0:  # only the last one's is reported
+                return {}
+            bound = certified_distance(removed, representation.spectral_norms(inputs))
+            return {"bound": float(bound.mean())}
+
+        yield step
+
+    def _perturb(
+        self, model: nn.Module, representation: Representation, inputs: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Make the layer's weight gradient without some features, and return these, ``(n, L)``."""
         features, slopes = representation.factors(inputs, labels)
         count = self._count(features.shape[1])
         zeroed = largest(ratios(features, representation.gradient_norms(inputs)), count)
         removed = torch.where(zeroed, features, 0)
-        bound = certified_distance(removed, representation.spectral_norms(inputs))
         if removed.any():
-            gradient = model.get_parameter(f"{name}.weight").grad
+            gradient = model.get_parameter(f"{representation.layer}.weight").grad
             assert gradient is not None
             gradient.copy_(slopes.T @ (features - removed))
-        return {"bound": float(bound.mean())}
+        return removed
 
     def _count(self, width: int) -> int:
         """How many of so many features are zeroed."""

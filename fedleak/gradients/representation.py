@@ -33,18 +33,29 @@ class Representation:
 
     Shapes: ``n`` samples ``(n, *input)`` of ``L`` features ``(n, L)``. Each sample's
     features must depend on that sample alone (`dense_layers`).
+
+    Attributes:
+        layer: The layer's name.
     """
 
     def __init__(self, model: nn.Module, layer: str, train_mode: bool) -> None:
-        """Take a copy of a network as it is.
+        """Look into a network.
 
         Args:
-            model: Holds the weights; it is not changed.
+            model: Holds the weights, and is followed where these are changed in place; it is
+                not changed itself.
             layer: Name of a dense layer that runs once and is given one vector a sample.
             train_mode: Whether the client trains in train mode.
         """
-        self._network = evaluation_copy(model, train_mode, next(model.parameters()))
+        followed: dict[int, Tensor] = {
+            id(weight): nn.Parameter(weight.detach(), requires_grad=False)
+            for weight in model.parameters()
+        }
+        followed |= {id(buffer): buffer for buffer in model.buffers()}
+        self._network = evaluation_copy(model, train_mode, next(model.parameters()), followed)
+        self.layer = layer
         self._layer = self._network.get_submodule(layer)
+        self._seen: dict[torch.Size, tuple[Tensor, Tensor] | None] = {}
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """The features; what follows the layer is not computed."""
@@ -111,10 +122,9 @@ class Representation:
         """Parts of the images that the network makes the same features of as of the whole.
 
         Convolutions and pooling without padding slide over the image: of what a feature
-        sees, cut out, they make that feature and the others that see the same. What each
-        sees is found by rows and columns of NaN. That the parts have the features of the
-        whole is checked on the samples at hand, where a network that does something else
-        does not pass.
+        sees, cut out, they make that feature and the others that see the same. That the
+        parts have the features of the whole is checked on the samples at hand, where a
+        network that does something else does not pass.
 
         Returns:
             Parts ``(G * n, C, h, w)``, those of the first window first, and the features of
@@ -123,30 +133,42 @@ class Representation:
         if inputs.dim() != 4:
             return None
         with torch.no_grad():
-            features = self(inputs)
-            seen = [self._reach(inputs, dim) for dim in (2, 3)]
-            if not all(reach.any(0).all() for reach in seen):
+            if inputs.shape not in self._seen:
+                self._seen[inputs.shape] = self._windows(inputs)
+            if (found := self._seen[inputs.shape]) is None:
                 return None
-            # First and last row, first and last column.
-            edges = [
-                edge
-                for reach in seen
-                for edge in (reach.int().argmax(0), len(reach) - reach.flip(0).int().argmax(0))
-            ]
-            windows, window = torch.unique(torch.stack(edges), dim=1, return_inverse=True)
-            counts = window.bincount()
-            sizes = windows[1::2] - windows[::2]
-            if len(counts) == 1 or (counts != counts[0]).any() or (sizes != sizes[:, :1]).any():
-                return None
-            members = window.argsort(stable=True).reshape(len(counts), -1)
+            windows, members = found
             parts = torch.cat([inputs[..., t:b, x:y] for t, b, x, y in windows.T.tolist()])
             try:
                 again = self(parts)
             except (RuntimeError, ValueError, IndexError, TypeError):
                 return None
-            whole = features[:, members].transpose(0, 1).flatten(0, 1)
+            whole = self(inputs)[:, members].transpose(0, 1).flatten(0, 1)
             same = again.shape == whole.shape and torch.allclose(again, whole, rtol=1e-4)
         return (parts, members) if same else None
+
+    def _windows(self, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What the features see of an image, found by rows and columns of NaN.
+
+        Returns:
+            First and last row, first and last column of each window ``(4, G)``, the last
+            ones excluded, and the features that see it ``(G, L / G)``; None where they do
+            not fall into several windows of one size.
+        """
+        seen = [self._reach(inputs, dim) for dim in (2, 3)]
+        if not all(reach.any(0).all() for reach in seen):
+            return None
+        edges = [
+            edge
+            for reach in seen
+            for edge in (reach.int().argmax(0), len(reach) - reach.flip(0).int().argmax(0))
+        ]
+        windows, window = torch.unique(torch.stack(edges), dim=1, return_inverse=True)
+        counts = window.bincount()
+        sizes = windows[1::2] - windows[::2]
+        if len(counts) == 1 or (counts != counts[0]).any() or (sizes != sizes[:, :1]).any():
+            return None
+        return windows, window.argsort(stable=True).reshape(len(counts), -1)
 
     def _reach(self, inputs: Tensor, dim: int) -> Tensor:
         """Which features see each row (dim 2) or column (3) of an image, ``(size, L)`` bool."""

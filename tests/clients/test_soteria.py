@@ -39,7 +39,8 @@ def stepped(defense, model, inputs, labels, turn):
     model.zero_grad()
     functional.cross_entropy(model(inputs), labels).backward()
     before = {name: p.grad.clone() for name, p in model.named_parameters()}
-    metrics = defense.step(model, inputs, labels, turn())
+    with defense.training(model, turn()) as step:
+        metrics = step(inputs, labels)
     return before, {name: p.grad for name, p in model.named_parameters()}, metrics
 
 
