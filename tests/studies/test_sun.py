@@ -11,7 +11,7 @@ import pytest
 from fedleak.reporting import report
 from fedleak.reporting.study import read_study
 from fedleak.reporting.study.results import StudyResults
-from fedleak.reporting.study.tables import trades
+from fedleak.reporting.study.tables import courses, trades
 from fedleak.scenario import check_cells, load_study
 from fedleak.studies.aggregation import aggregate
 from fedleak.studies.running import run_study
@@ -42,6 +42,8 @@ def test_logistic_regression_learns_under_soteria(tmp_path: Path) -> None:
             "matrix.federation.clients_per_round=[10]",
             "federation.clients=10",
             "federation.rounds=12",
+            'expect=[{metric="loss", value=0, comparison=">=", '
+            'where={"client.defenses"="[soteria features=50]"}}]',
         ],
     )
     place = run_study(study, directory=tmp_path / "study")
@@ -50,6 +52,8 @@ def test_logistic_regression_learns_under_soteria(tmp_path: Path) -> None:
     plain, defended = (cell.name for cell in study.cells)
     assert losses[defended, 12] < 0.9 * losses[defended, 1], "it converges"
     assert losses[plain, 12] < losses[defended, 12], "and pays for it"
+    (course,) = courses(read_study(place))
+    assert course.metric == "loss", "which is what the study is about"
 
 
 def test_accuracy_stands_beside_what_attacks_find_and_a_mask_undoes_soteria(tmp_path: Path) -> None:

@@ -374,8 +374,9 @@ class Course:
 
 
 def courses(results: StudyResults) -> list[Course]:
-    """How accuracy, or else the loss, went from round to round."""
-    for metric in ("accuracy", "loss"):
+    """How accuracy, or else the loss, went from round to round; what is expected comes first."""
+    expected = {expectation.metric for expectation in results.expectations}
+    for metric in sorted(("accuracy", "loss"), key=lambda name: name not in expected):
         cells: dict[str, dict[int, Value]] = {}
         for value in results.values:
             if value.round and (value.metric, value.aggregate) == (metric, "mean"):
