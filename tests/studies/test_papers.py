@@ -87,6 +87,17 @@ REDUCED: dict[str, tuple[Cells, Sequence[str]]] = {
             "audit.measures.1.consecutive=4",
         ],
     ),
+    "mo-fig7-original": (
+        [{"federation.rounds": 1}, {"federation.rounds": 10}],
+        [
+            "federation.clients=2",
+            "audit.clients=[0]",
+            "audit.measures.1.restarts=1",
+            'audit.measures.1.attacks=[{kind="gs", iterations=2}]',
+            "model.kind=lenet-dlg",
+            "audit.measures.1.consecutive=4",
+        ],
+    ),
     "mo-fig7-latent": (
         [{"federation.rounds": 1}, {"federation.rounds": 20}],
         [FEW, FORESTS, TINY],
