@@ -71,7 +71,10 @@ REDUCED: dict[str, tuple[Cells, Sequence[str]]] = {
         [{"model.kind": "lenet"}, {"audit.measures.0.attribute": "words"}],
         [FEW, FORESTS],
     ),
-    "mo-fig4": ([{"model.kind": "lenet"}], ["federation.clients=1"]),
+    "mo-fig4": (
+        [{"model.kind": "lenet", "federation.clients": 10}],
+        ["audit.clients=[0]"],
+    ),
     "mo-fig5": ([{"model.kind": "lenet"}], ["audit.measures.0.samples=100"]),
     "mo-fig6-latent": (
         [{"audit.measures.0.batch": 1}, {"audit.measures.0.batch": 10}],
