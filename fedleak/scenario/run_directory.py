@@ -56,6 +56,10 @@ def new_directory(name: str, runs: Path, directory: Path | None = None) -> Path:
             f"{directory} exists already; runs are never overwritten: "
             "name another directory or remove this one"
         ) from None
+    except NotADirectoryError:
+        raise ResourceError(
+            f"cannot make {directory}: a part of it is a file; name another place"
+        ) from None
     except OSError as error:
         raise ResourceError(
             f"cannot make {directory} ({error.strerror or error}): make the place writable for "

@@ -20,5 +20,9 @@ def write_template(path: Path) -> None:
             file.write(content)
     except FileExistsError:
         raise ResourceError(f"{path} exists already; name another file") from None
+    except FileNotFoundError:
+        raise ResourceError(
+            f"cannot write {path}: there is no directory {path.parent}; make it first"
+        ) from None
     except OSError as error:
         raise ResourceError(f"cannot write {path}: {error.strerror or error}") from error
