@@ -7,6 +7,7 @@ image), ``K`` classes.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -25,6 +26,8 @@ Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 DISCLOSURE = "fedleak"
 """Name of the ConfigRecord in which a client says who it is and how it trained."""
+
+_FILE_NAME = 100
 
 REFUSED = 100
 """Code of the error with which a client answers that it takes no part in a round."""
@@ -54,6 +57,14 @@ def sum_name(clients: Sequence[str]) -> str:
             runs.append([partition])
     parts = [f"{r[0]:03d}" if len(r) == 1 else f"{r[0]:03d}-{r[-1]:03d}" for r in runs]
     return f"sum-{'+'.join(parts)}"
+
+
+def file_name(client: str) -> str:
+    """A client's name as it stands in the names of files, which file systems limit: of a
+    sum of many its beginning and a digest."""
+    if len(client) <= _FILE_NAME:
+        return client
+    return f"{client[: _FILE_NAME - 13]}-{hashlib.sha256(client.encode()).hexdigest()[:12]}"
 
 
 def members_of(client: str) -> list[str]:

@@ -24,7 +24,14 @@ from fedleak.auditor.subject import Subject
 from fedleak.captures import CaptureStore, RunLayout, write_atomic
 from fedleak.errors import AttackFailed, CaptureError, MeasureFailed
 from fedleak.measures import Evidence, Measure, Value
-from fedleak.records import DataSplits, Observation, Reconstruction, Setting, partition_of
+from fedleak.records import (
+    DataSplits,
+    Observation,
+    Reconstruction,
+    Setting,
+    file_name,
+    partition_of,
+)
 from fedleak.seeding import derive, reproducible
 
 Status = Literal["done", "failed", "unsupported"]
@@ -70,7 +77,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Unique in a run: ``round-0001.client-000.gs-1a2b3c``."""
-        return f"round-{self.round:04d}.{self.client}.{self.settings}"
+        return f"round-{self.round:04d}.{file_name(self.client)}.{self.settings}"
 
 
 @dataclass(frozen=True)

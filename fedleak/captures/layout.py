@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedleak.errors import ResourceError
+from fedleak.records import file_name
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class RunLayout(_Layout):
         return self.root / "audit" / "cells"
 
     def original(self, round: int, client: str) -> Path:
-        return self.root / "audit" / "originals" / f"round-{round:04d}.{client}.safetensors"
+        name = f"round-{round:04d}.{file_name(client)}.safetensors"
+        return self.root / "audit" / "originals" / name
 
     @property
     def plans(self) -> Path:

@@ -26,7 +26,7 @@ from safetensors import numpy as safetensors_numpy
 
 from fedleak.captures.layout import RunLayout, write_atomic
 from fedleak.errors import CaptureError, ResourceError
-from fedleak.records import Arrays, Capture, training_facts
+from fedleak.records import Arrays, Capture, file_name, training_facts
 
 FORMAT = 1
 
@@ -79,7 +79,7 @@ class CaptureStore:
             # Clients that were sent the very same arrays share them: they are hashed once.
             written: dict[int, dict[str, Any]] = {}
             for capture in sorted(captures, key=lambda capture: capture.client):
-                received = self._write_arrays(partial, capture.client, capture.received)
+                received = self._write_arrays(partial, file_name(capture.client), capture.received)
                 sent = written.get(id(capture.sent))
                 if sent is None:
                     sent = written[id(capture.sent)] = self._write_sent(partial, capture.sent)

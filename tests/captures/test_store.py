@@ -9,7 +9,7 @@ import pytest
 
 from fedleak.captures import CaptureStore
 from fedleak.errors import CaptureError, ResourceError
-from fedleak.records import Capture, TrainingFacts
+from fedleak.records import Capture, TrainingFacts, file_name, sum_name
 
 FACTS = TrainingFacts(lr=0.1, steps=2, batch_size=4, examples=10)
 
@@ -135,3 +135,14 @@ def test_a_manifest_of_another_format_is_refused(store):
 def test_an_unwritable_place_is_named():
     with pytest.raises(ResourceError, match="cannot write /proc/fedleak"):
         CaptureStore("/proc/fedleak").commit(1, [capture("client-000")])
+
+
+def test_a_sum_of_many_scattered_clients_has_a_name_that_files_can_bear(tmp_path):
+    name = sum_name([f"client-{number:03d}" for number in range(0, 600, 2)])
+    other = sum_name([f"client-{number:03d}" for number in range(0, 602, 2)])
+    store = CaptureStore(tmp_path)
+    store.commit(1, [capture(each) for each in (name, other)])
+    assert store.clients(1) == sorted([name, other])
+    assert store.load(1, name).client == name
+    assert len({file_name(each) for each in (name, other)}) == 2
+    assert file_name("client-007") == "client-007"
