@@ -50,9 +50,7 @@ def test_the_template_never_overwrites(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"mine.toml exists already"):
         write_template(path)
     assert path.read_text() == "precious"
-    with pytest.raises(
-        ResourceError, match=r"there is no directory .*nowhere; make it"
-    ):
+    with pytest.raises(ResourceError, match=r"there is no directory .*nowhere; make it"):
         write_template(tmp_path / "nowhere" / "mine.toml")
 
 
