@@ -114,8 +114,26 @@ def test_figure_6_shows_both_defenses_and_both_attacks(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("real_data")
-def test_cifar_cells_can_run(tmp_path: Path) -> None:
+def test_cifar_in_a_reduced_form(tmp_path: Path) -> None:
     check_cells(load_study(PAPERS / "sun-fig5-cifar10.toml"))
+    results = finished(
+        "sun-fig5-cifar10",
+        tmp_path / "study",
+        [
+            f'matrix=[{{"client.defenses"=[{SOTERIA}], "federation.rounds"=[2], '
+            f'"audit.attacks"=[[]]}}, {{"client.defenses"=[{SOTERIA}], "federation.rounds"=[1], '
+            '"federation.evaluate"=[false], "federation.clients_per_round"=[1], '
+            '"client.batch_size"=[1], "client.local_steps"=[1]}]',
+            "federation.clients=4",
+            "federation.clients_per_round=2",
+            'audit.attacks=[{kind="gs", restarts=1, iterations=5}]',
+            "expect=[]",
+        ],
+    )
+    learnt, attacked = (cell.name for cell in results.cells)
+    metrics = {(value.cell, value.metric) for value in results.overall}
+    assert (learnt, "accuracy") in metrics
+    assert (attacked, "mse") in metrics
 
 
 def test_mnist_cells_can_run() -> None:
