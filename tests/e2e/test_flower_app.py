@@ -184,6 +184,7 @@ def test_on_flowers_own_simulation(task, place):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_command_audits_several_local_epochs(task, place):
     federate(task, clients=2)
     out, _ = command(
