@@ -429,6 +429,7 @@ def advise(directory: RunPath, as_json: AsJson = False) -> None:
             needed=advice.needed,
             at_chance=advice.at_chance,
             of_texts=advice.of_texts,
+            notes=advice.notes,
         )
     )
     out.print(f"\nRuns: {advice.study}", markup=False, soft_wrap=True)
@@ -720,19 +721,23 @@ def _finish(directory: Path, audited: Audited, as_json: bool) -> None:
 
 def _print_report(directory: Path, as_json: bool) -> None:
     from fedleak.reporting import summary, terminal_report, write_page
+    from fedleak.reporting.layers import measured_rows
     from fedleak.reporting.results import read_results
 
     page = write_page(directory)
     if as_json:
+        results = read_results(directory)
         _print_json(
             {
                 "run": str(directory),
                 "page": str(page),
                 "cells": [dataclasses.asdict(row) for row in summary(directory)],
+                "measures": [dataclasses.asdict(row) for row in measured_rows(results)],
                 "expectations": [
                     {**expectation.model_dump(), "difference": expectation.difference}
-                    for expectation in read_results(directory).expectations
+                    for expectation in results.expectations
                 ],
+                "notes": list(results.notes),
             }
         )
         return

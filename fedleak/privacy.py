@@ -14,6 +14,17 @@ _ROUNDED = 1e4
 """Ratio of sensitivity to noise above which the exact epsilon is lost to rounding."""
 
 
+def delta_too_large(delta: float, examples: int) -> str | None:
+    """Why a client with so many samples must not speak of such a delta; None if it may."""
+    if delta < 1 / examples:
+        return None
+    return (
+        f"delta must be below 1 / samples, and a client trains on {examples}: below "
+        f"{1 / examples:.3g}. A mechanism that hands out one sample in full would have the one "
+        "given."
+    )
+
+
 def gaussian_epsilon(ratio: float, delta: float) -> float:
     """Least epsilon of the Gaussian mechanism (Balle and Wang 2018, Theorem 8).
 

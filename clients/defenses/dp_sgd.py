@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from clients.defenses.defense import Defense, Metrics, Step, Turn, Update
-from fedleak.privacy import KNOWN_SEED
+from fedleak.privacy import KNOWN_SEED, delta_too_large
 from fedleak.records import Setting, TrainingFacts
 
 _LARGEST = 1e6
@@ -117,12 +117,10 @@ class DpSgd(Defense):
                 "Opacus takes per-sample gradients in training mode only; set client.train_mode = "
                 "true."
             )
-        if self.noise_multiplier != 0 and self.delta >= 1 / facts.examples:
-            return (
-                f"delta must be below 1 / samples, and a client trains on {facts.examples}: "
-                f"below {1 / facts.examples:.3g}. A mechanism that hands out one sample in full "
-                "would have the one given."
-            )
+        if self.noise_multiplier != 0:
+            said = delta_too_large(self.delta, facts.examples)
+            if said is not None:
+                return said
         if self.epsilon is not None:
             least = _epsilon(self.accountant, ((_LARGEST, *self._steps(facts, 1)),), self.delta)
             if least > self.epsilon:

@@ -23,6 +23,7 @@ class GradientPruning(Defense):
 
     kind: Literal["gradient-pruning"] = "gradient-pruning"
     holds_back: ClassVar[bool] = True
+    repeatable: ClassVar[bool] = True
     rate: float = Field(0.7, ge=0, lt=1, description="share of entries that become zero")
     scope: Scope = Field(
         "layer", description="smallest within each parameter tensor, or within the whole update"

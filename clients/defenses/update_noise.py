@@ -13,7 +13,7 @@ from torch import nn
 
 from clients.defenses.defense import Defense, Metrics, Turn, Update
 from clients.defenses.protected import no_such_layer, protected
-from fedleak.privacy import KNOWN_SEED, gaussian_epsilon
+from fedleak.privacy import KNOWN_SEED, delta_too_large, gaussian_epsilon
 from fedleak.records import Setting, TrainingFacts
 
 
@@ -58,7 +58,11 @@ class UpdateNoise(Defense):
     delta: float = Field(1e-5, gt=0, lt=1, description="delta at which epsilon is reported")
 
     def unsupported(self, setting: Setting) -> str | None:
-        return no_such_layer(setting.model, self.layers or ())
+        if (missing := no_such_layer(setting.model, self.layers or ())) is not None:
+            return missing
+        if self.distribution == "gaussian" and self._lacking(setting.model) is None:
+            return delta_too_large(self.delta, setting.facts.examples)
+        return None
 
     def note(self, model: nn.Module, facts: Sequence[TrainingFacts]) -> str | None:
         lacking = self._lacking(model)

@@ -99,6 +99,7 @@ class Outcome:
     samples: int
     measure: str | None = None
     values: Sequence[dict[str, Any]] = ()
+    note: str | None = None
 
 
 def run_cells(
@@ -310,18 +311,18 @@ def _record(
     reconstruction: Reconstruction | None = None,
     values: Sequence[Value] = (),
 ) -> Outcome:
-    of_measure = isinstance(cell.task, Measure)
     outcome = Outcome(
         cell=cell.name,
         round=cell.round,
         client=cell.client,
-        attack=None if of_measure else cell.task.kind,
+        attack=cell.task.kind if isinstance(cell.task, Attack) else None,
         parameters=cell.parameters,
         status=status,
         reason=reason,
         seconds=seconds,
         samples=samples,
-        measure=cell.task.kind if of_measure else None,
+        measure=cell.task.kind if isinstance(cell.task, Measure) else None,
+        note=cell.task.note if isinstance(cell.task, Measure) else None,
         values=[vars(value) for value in values],
     )
     folder = store.layout.cells

@@ -11,13 +11,12 @@ from torch import nn
 from fedleak.attacks import Analytic
 from fedleak.attacks.analytic import agreed_values
 from fedleak.attacks.embedding import behind_embedding
-from fedleak.auditor.cells import Cell
+from fedleak.auditor.cells import Cell, finished
 from fedleak.auditor.observe import observe
 from fedleak.auditor.participants import Participants
 from fedleak.auditor.subject import Subject
 from fedleak.captures import CaptureStore, RunLayout, write_atomic
 from fedleak.errors import AttackFailed
-from fedleak.measures import Measure
 from fedleak.models import DROPOUT_NOTE, has_dropout
 from fedleak.traps import are_trap_rows
 
@@ -54,7 +53,8 @@ def write_notes(
     notes += _outside(store, subject, cells)
     notes += subject.notes
     notes += took_part.notes if took_part else ()
-    notes += [cell.task.note for cell in cells if isinstance(cell.task, Measure) and cell.task.note]
+    # Of those that an earlier audit measured as well.
+    notes += [outcome.note for outcome in finished(store.layout) if outcome.note]
     write_atomic(store.layout.notes, json.dumps(list(dict.fromkeys(notes)), indent=1).encode())
 
 

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedleak.errors import ResourceError
+from fedleak.errors import Problem, ResourceError, ScenarioError
 from fedleak.records import partition_name
 
 CA = "ca.pem"
@@ -34,31 +34,47 @@ CLIENT_KEY = "auth.key"
 HOSTS = ("superlink", "localhost", "127.0.0.1", "::1")
 """Names under which a server is reached by default: Compose's service, and loopback."""
 
+_AGAIN = "put the good one back, or remove its folder to make everything in it anew"
 _CA_DAYS = 3650
 _SERVER_DAYS = 365
 _CLOCK_SKEW = timedelta(hours=1)
 
 
 def make_certificates(
-    directory: Path, clients: int, hosts: Sequence[str] = HOSTS, owner: int | None = None
+    directory: Path, clients: int, hosts: Sequence[str] = (), owner: int | None = None
 ) -> None:
     """Make what is missing, and the server's certificate anew.
 
     Made again in the same directory it renews: the authority and the clients' keys stay
-    as long as they are good, so that clients need nothing new.
+    as long as they are good, so that clients need nothing new, and so do the server's names
+    and the files' owner.
 
     Args:
         directory: Where the parties' folders are made, each 0700, keys 0600.
         clients: Number of clients.
-        hosts: Names and addresses under which clients reach the server.
+        hosts: Names and addresses under which clients reach the server, beside `HOSTS`.
         owner: User id that owns the parties' files, for containers; needs root.
 
     Raises:
-        ResourceError: The directory cannot be written, or the owner not be set.
+        ResourceError: The directory cannot be written, the owner not be set, a file of it
+            is damaged, or the authority lacks its key.
+        ScenarioError: A name is none.
     """
+    names = [*HOSTS, *hosts]
+    for host in hosts:
+        try:
+            _host(host)
+        except ValueError:
+            message = f"{host!r} is neither a name in ASCII letters nor an address"
+            raise ScenarioError(Problem("--host", message)) from None
+    server = directory / "server" / SERVER
     try:
+        if server.exists():
+            names += _hosts_of(server)
+            uid = server.stat().st_uid
+            owner = uid if owner is None and uid != os.getuid() else owner
         authority, authority_key = _authority(directory / "ca")
-        certificate, key = _server(authority, authority_key, hosts)
+        certificate, key = _server(authority, authority_key, list(dict.fromkeys(names)))
         _write(directory / "server" / SERVER, _pem(certificate))
         _write(directory / "server" / SERVER_KEY, _private(key))
         for partition in range(clients):
@@ -76,6 +92,19 @@ def make_certificates(
                     os.chown(path, owner, owner)
     except OSError as error:
         raise ResourceError(f"cannot write {directory}: {error.strerror or error}") from error
+
+
+def _hosts_of(path: Path) -> list[str]:
+    """Names and addresses that a server's certificate is for."""
+    extension = _certificate(path).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return [str(name.value) for name in extension.value]
+
+
+def _certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except ValueError as error:
+        raise ResourceError(f"{path} is no certificate ({error}); {_AGAIN}") from None
 
 
 def check_certificates(folder: Path, names: Iterable[str]) -> None:
@@ -102,6 +131,14 @@ def check_certificates(folder: Path, names: Iterable[str]) -> None:
             ) from error
         if path.suffix == ".pem":
             _check_date(path, content, remedy)
+        elif name == SERVER_KEY:
+            try:
+                serialization.load_pem_private_key(content, password=None)
+            except ValueError as error:
+                raise ResourceError(
+                    f"{path} is no key ({error}); `fedleak deploy certs {folder.parent}` makes a "
+                    "new one"
+                ) from None
 
 
 def check_parties(directory: Path, clients: Iterable[str]) -> None:
@@ -141,10 +178,18 @@ def _check_date(path: Path, content: bytes, remedy: str) -> None:
 def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     """The authority that is there, or a new one where there is none or it is out of date."""
     certificate_path, key_path = folder / CA, folder / "ca.key"
-    if certificate_path.exists() and key_path.exists():
-        certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
+    if certificate_path.exists():
+        certificate = _certificate(certificate_path)
         if certificate.not_valid_after_utc > datetime.now(UTC) + timedelta(days=_SERVER_DAYS):
-            key = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
+            if not key_path.exists():
+                raise ResourceError(
+                    f"{key_path} is missing: put it back, or remove {folder} to begin anew; every "
+                    f"party then needs the new {CA}"
+                )
+            try:
+                key = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
+            except ValueError as error:
+                raise ResourceError(f"{key_path} is no key ({error}); {_AGAIN}") from None
             assert isinstance(key, ec.EllipticCurvePrivateKey)
             return certificate, key
     key = ec.generate_private_key(ec.SECP384R1())
@@ -165,7 +210,7 @@ def _server(
     authority: x509.Certificate, authority_key: ec.EllipticCurvePrivateKey, hosts: Sequence[str]
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "FedLeak server")])
     issuer_key = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
     certificate = (
         _builder(name, authority.subject, key.public_key(), _SERVER_DAYS)
@@ -215,6 +260,8 @@ def _host(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
+        if not host:
+            raise
         return x509.DNSName(host)
 
 
@@ -233,7 +280,12 @@ def _private(key: ec.EllipticCurvePrivateKey, *, ssh: bool = False) -> bytes:
 
 
 def _public(path: Path) -> bytes:
-    key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    except ValueError as error:
+        raise ResourceError(
+            f"{path} is no key ({error}); remove it, make it anew and register it"
+        ) from None
     return key.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +33,7 @@ Private = Annotated[
     list[int] | None,
     typer.Option(help="Partition id of a client that does not opt in to being scored."),
 ]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="The SuperLink's port on loopback.")]
 Certificates = Annotated[
     Path | None,
     typer.Option(
@@ -48,7 +51,7 @@ def processes(
     directory: Annotated[
         Path | None, typer.Option("--out", help="Exact run directory to make instead.")
     ] = None,
-    port: Annotated[int, typer.Option(help="The SuperLink's port on loopback.")] = 8000,
+    port: Port = 8000,
     certs: Annotated[
         Path | None, typer.Option(help="Folder of `fedleak deploy certs`, for TLS.")
     ] = None,
@@ -63,16 +66,20 @@ def processes(
     from fedleak.federation.resources import check_resources
     from fedleak.scenario import prepare
 
+    _end_in_order()
     checked = _deployed(scenario, set_, clients)
+    opted_in = _opted_in(private, checked.federation.clients)
     place = directory or runs / _run_name(checked)
     check_resources(prepare(checked), place)
+    if checked.audit.tasks:
+        print(f"Page, after each round: {place / 'report' / 'index.html'}")
     with audited_while_running(checked, place):
         run_processes(
             checked,
             place,
             port=port,
             certificates=certs,
-            opted_in=lambda partition: partition not in set(private or ()),
+            opted_in=opted_in,
         )
 
 
@@ -82,7 +89,7 @@ def up(
     set_: Overrides = None,
     clients: Clients = None,
     runs: Annotated[Path, typer.Option(help="Where the page is copied to.")] = Path("runs"),
-    port: Annotated[int, typer.Option(help="The SuperLink's port on loopback.")] = 8000,
+    port: Port = 8000,
     certs: Annotated[
         Path | None, typer.Option(help="Folder of `fedleak deploy certs`, for TLS.")
     ] = None,
@@ -101,7 +108,9 @@ def up(
     from fedleak.deployment.containers import Project
     from fedleak.scenario import prepare
 
+    _end_in_order()
     checked = _deployed(scenario, set_, clients)
+    opted_in = _opted_in(private, checked.federation.clients)
     prepare(checked)
     name = _run_name(checked)
     with tempfile.TemporaryDirectory(prefix="fedleak-") as folder:
@@ -113,7 +122,7 @@ def up(
             port=port,
             certificates=certs,
             gpus=gpus,
-            opted_in=lambda partition: partition not in set(private or ()),
+            opted_in=opted_in,
         )
         project.up(runs / name / "report")
 
@@ -125,8 +134,8 @@ def certs(
     host: Annotated[
         list[str] | None,
         typer.Option(
-            help="Name or address under which clients reach the server; default superlink and "
-            "loopback."
+            help="Further name or address under which clients reach the server, beside superlink "
+            "and loopback."
         ),
     ] = None,
     owner: Annotated[
@@ -136,18 +145,20 @@ def certs(
 ) -> None:
     """Make certificates and keys, one folder for each party; again: renew them.
 
+    Names and owner stay as they were.
+
     Example: fedleak deploy certs certs --clients 3 --owner 10001
     """
-    from fedleak.deployment.certificates import HOSTS, make_certificates
+    from fedleak.deployment.certificates import make_certificates
 
-    make_certificates(directory, clients, host or HOSTS, owner)
+    make_certificates(directory, clients, host or (), owner)
     print(f"Wrote {directory}. Each party gets its own folder; {directory / 'ca'} stays here.")
 
 
 @app.command()
 def superlink(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The one port.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The one port.")] = 8000,
     database: Annotated[Path, typer.Option(help="File for its state.")] = Path("superlink.db"),
     certs: Certificates = None,
 ) -> None:
@@ -173,7 +184,9 @@ def supernode(
             help="Opt in: the auditor may score this client against the audit data set.",
         ),
     ] = False,
-    port: Annotated[int, typer.Option(help="For its own ClientApp, on loopback.")] = 9094,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="For its own ClientApp, on loopback.")
+    ] = 9094,
     certs: Certificates = None,
 ) -> None:
     """Become a SuperNode, as containers do.
@@ -181,7 +194,11 @@ def supernode(
     Example: fedleak deploy supernode 0 --superlink 10.0.0.5:8000 --certs certs/client-000
     """
     from fedleak.deployment.flower import become, supernode_command
+    from fedleak.errors import Problem, ScenarioError
 
+    if partition >= clients:
+        message = f"there is no partition {partition} among {clients} clients: 0 to {clients - 1}"
+        raise ScenarioError(Problem("PARTITION", message))
     command = supernode_command(
         server, partition, clients, audit_data=audit_data, port=port, certificates=certs
     )
@@ -233,6 +250,22 @@ def _deployed(path: Path, overrides: list[str] | None, clients: int | None) -> S
 
     number = [] if clients is None else [f"federation.clients={clients}"]
     return load_scenario(path, [*(overrides or ()), *number, 'federation.engine="deployment"'])
+
+
+def _opted_in(private: list[int] | None, clients: int) -> Callable[[int], bool]:
+    """Whether the client of a partition opts in to being scored."""
+    from fedleak.errors import Problem, ScenarioError
+
+    for partition in private or ():
+        if not 0 <= partition < clients:
+            message = f"there is no client {partition}; partition ids go from 0 to {clients - 1}"
+            raise ScenarioError(Problem("--private", message))
+    return lambda partition: partition not in (private or ())
+
+
+def _end_in_order() -> None:
+    """Let what asks to end, as service managers do, take down what was started, as Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _run_name(scenario: Scenario) -> str:

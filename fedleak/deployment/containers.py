@@ -20,6 +20,7 @@ from fedleak.records import partition_name
 from fedleak.scenario import Scenario, to_toml
 
 _PATTERN = partition_name(0)
+_PROJECT = "fedleak"
 
 
 class Project:
@@ -68,7 +69,7 @@ class Project:
         overrides = clients_of(yaml.safe_load(base.read_text()), names, certificates, opted_in)
         clients = folder / "clients.yml"
         write_atomic(clients, yaml.safe_dump(overrides, sort_keys=False).encode())
-        self._command = [*engine(), "--project-name", "fedleak"]
+        self._command = [*engine(), "--project-name", _PROJECT]
         self._command += [part for file in (*files, clients) for part in ("--file", str(file))]
         self._environment = {
             **os.environ,
@@ -86,20 +87,34 @@ class Project:
             report: Where the page is copied to; the volume keeps everything.
 
         Raises:
+            ResourceError: Another deployment is running, or a container did not come up.
             SystemExit: Exit code of the run or else of the auditor, where it is not 0.
         """
+        self._refuse_another()
         try:
             self._start()
-            self.compose("logs", "--follow", "--no-log-prefix", "run")
+            self.compose("logs", "--follow", "--no-color", "--no-log-prefix", "run")
             code = self.exit_code("run")
             if code == 0:
                 code = self.exit_code("auditor")
-                self.compose("logs", "--no-log-prefix", "auditor")
+                self.compose("logs", "--no-color", "--no-log-prefix", "auditor")
                 self._fetch(report)
         finally:
             self.compose("down", "--timeout", "10")
         if code:
             sys.exit(code)
+
+    def _refuse_another(self) -> None:
+        # It has the same volumes and the same names, and going down would end both.
+        label = f"label=com.docker.compose.project={_PROJECT}"
+        listed = subprocess.run(
+            ["docker", "ps", "--quiet", "--filter", label], capture_output=True, text=True
+        )
+        if listed.stdout.strip():
+            raise ResourceError(
+                f"a deployment is running here already, in the Compose project {_PROJECT!r}: wait "
+                f"for its end, or end it with `docker compose --project-name {_PROJECT} down`"
+            )
 
     def _start(self) -> None:
         try:

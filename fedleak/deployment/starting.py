@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -91,10 +92,19 @@ def start_run(
             assert log.stdout is not None
             for line in log.stdout:
                 on_line(_COLOURS.sub("", line.rstrip()))
+        deadline = time.monotonic() + patience
         while True:
-            (listed,) = _flwr(home, "list", "--run-id", run)["runs"]
-            if str(listed["status"]).startswith("finished"):
-                return str(listed["status"]), str(listed["status-details"])
+            told = _flwr(home, "list", "--run-id", run)
+            if told["success"]:
+                (listed,) = told["runs"]
+                if str(listed["status"]).startswith("finished"):
+                    return str(listed["status"]), str(listed["status-details"])
+                deadline = time.monotonic() + patience
+            elif time.monotonic() > deadline:
+                raise ResourceError(
+                    f"the SuperLink at {superlink} no longer answers "
+                    f"({told['error-message']}); rounds that it committed are kept"
+                )
             time.sleep(_POLL_SECONDS)
 
 
@@ -120,10 +130,14 @@ def _connection(superlink: str, certificates: Path | None) -> str:
 
 def _wait_for(superlink: str, home: Path, patience: float) -> None:
     deadline = time.monotonic() + patience
+    waiting = False
     while True:
         told = _flwr(home, "list")
         if told["success"]:
             return
+        if not waiting:
+            waiting = True
+            print(f"Waiting for a SuperLink at {superlink} ({patience:.0f} s).", file=sys.stderr)
         if time.monotonic() > deadline:
             raise ResourceError(
                 f"no SuperLink answers at {superlink}: {told.get('error-message', 'no reason')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -99,8 +100,20 @@ class Curvature:
         )
         return float(value)
 
-    def solve(self, values: Tensor, damping: float, steps: int) -> Tensor | None:
+    def solve(
+        self,
+        values: Tensor,
+        damping: float,
+        steps: int,
+        on_step: Callable[[int], None] = lambda step: None,
+    ) -> Tensor | None:
         """``(JJ' + damping)^-1`` times ``(n,)`` by conjugate gradients.
+
+        Args:
+            values: ``(n,)``.
+            damping: Added to the eigenvalues.
+            steps: At most.
+            on_step: Told the number of each step.
 
         Returns:
             ``(n,)``, or None where so many steps do not bring the residual below 1e-6 of
@@ -108,12 +121,14 @@ class Curvature:
         """
         from scipy.sparse.linalg import cg
 
+        count = itertools.count(1)
         found, left = cg(
             self._operator(damping),
             values.cpu().numpy(),
             rtol=_RESIDUAL,
             atol=0.0,
             maxiter=steps,
+            callback=lambda _: on_step(next(count)),
         )
         return None if left else torch.from_numpy(found).to(values)
 

@@ -77,7 +77,8 @@ class EmpiricalEpsilon(Measure):
             "claimed-epsilon is what the noise of dp-sgd gives of one step that has the sample in "
             "its batch, dp-sgd/epsilon what the client claims of all its rounds. empirical-epsilon "
             f"is the least that the first can be; {self.trials} releases of each kind show no more "
-            f"than {self.most:.3g}, and 0 says that they showed nothing, not that nothing leaks."
+            f"than {self.most:.3g}, and 0 says that they showed nothing, not that nothing leaks. "
+            "empirical-epsilon-gaussian supposes Gaussian noise and can show more."
         )
 
     @property

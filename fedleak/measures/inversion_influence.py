@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal
 
 import torch
@@ -57,7 +57,7 @@ class InversionInfluence(Measure):
         description="deviation of given Gaussian noise; without it, the noise really added",
     )
     exact: bool = Field(
-        True, description="I2F itself, besides the lower bound that a large model allows"
+        True, description="I2F itself, which takes minutes of large inputs, besides its lower bound"
     )
     damping: float = Field(
         1e-8, gt=0, lt=1, description="damping, as a part of the largest eigenvalue"
@@ -79,6 +79,15 @@ class InversionInfluence(Measure):
         "i2f-expected",
         "i2f-bound-expected",
     )
+
+    @property
+    def note(self) -> str | None:
+        if self.sigma is not None:
+            return None
+        return (
+            "i2f is of the noise that clients really added. Without a defense that adds any, it "
+            "is of the rounding of what travels, and tells nothing of the model; sigma gives noise."
+        )
 
     def unsupported(self, setting: Setting) -> str | None:
         if behind_embedding(setting.model, setting.input_shape) is None:
@@ -106,10 +115,15 @@ class InversionInfluence(Measure):
         count = min(self.samples, len(inputs))
         found: dict[str, list[float]] = {}
         for sample in range(count):
-            evidence.progress(sample, count)
+            # Conjugate gradients may take minutes, and most often far fewer steps than allowed.
+            def on_step(step: int, before: int = sample * self.cg_steps) -> None:
+                evidence.progress(before + step, count * self.cg_steps)
+
+            on_step(0)
             curvature = Curvature(mapping, inputs, labels, slice(sample, sample + 1))
             seed = derive(evidence.seed, f"inversion-influence-{sample}")
-            for value in self._of_sample(curvature, released, sample, seed):
+            inverse = _Inverse(curvature, self, seed, on_step)
+            for value in self._of_sample(curvature, inverse, released, sample, seed):
                 found.setdefault(value.metric, []).append(value.value)
                 yield value
         for metric, values in found.items():
@@ -117,9 +131,13 @@ class InversionInfluence(Measure):
             yield Value(metric, mean, low=low, high=high)
 
     def _of_sample(
-        self, curvature: Curvature, released: Update, sample: int, seed: int
+        self,
+        curvature: Curvature,
+        inverse: _Inverse,
+        released: Update,
+        sample: int,
+        seed: int,
     ) -> Iterator[Value]:
-        inverse = _Inverse(curvature, self, seed)
         if self.sigma is None:
             noise = {name: released[name] - value for name, value in curvature.update.items()}
             pulled = curvature.pull(noise)
@@ -156,8 +174,15 @@ class _Inverse:
         eigenvalues: All of them, ``(n,)``; None where they are not known.
     """
 
-    def __init__(self, curvature: Curvature, options: InversionInfluence, seed: int) -> None:
+    def __init__(
+        self,
+        curvature: Curvature,
+        options: InversionInfluence,
+        seed: int,
+        on_step: Callable[[int], None],
+    ) -> None:
         self._curvature = curvature
+        self._on_step = on_step
         self._steps = options.cg_steps
         self.eigenvalues: Tensor | None = None
         if options.exact and curvature.size <= _DENSE:
@@ -178,7 +203,7 @@ class _Inverse:
         """
         if self.eigenvalues is not None:
             return float((self._vectors.T @ pulled / (self.eigenvalues + self.damping)).norm())
-        solution = self._curvature.solve(pulled, self.damping, self._steps)
+        solution = self._curvature.solve(pulled, self.damping, self._steps, self._on_step)
         if solution is None:
             raise MeasureFailed(
                 f"{self._steps} steps of conjugate gradients do not solve for I2F; raise "

@@ -41,8 +41,9 @@ class UsableLatent(Measure):
     whether a batch holds that sample.
 
     ``usable-latent`` is of the family's best model, ``usable-latent-forest`` and so on of one
-    kind. 0 says that gradients tell nothing; at a prior of 1/2 there is one bit at most, and
-    about 1 - 3 / n of it is what calibration on n batches can be sure of. The 95 % interval
+    kind. 0 without an interval says that no model was better than ignoring the gradients; at a
+    prior of 1/2 there is one bit at most, and about 1 - 3 / n of it is what calibration on n
+    batches can be sure of. The 95 % interval
     (Student's t) is over the batches scored. They may share samples with each other, so it
     says how well this data was measured, not how other data would do.
     """
@@ -146,8 +147,11 @@ class UsableLatent(Measure):
             seed = derive(evidence.seed, f"usable-latent/{layer}")
             found = information(self.family, fit, calibrate, held_out, share, seed)
             for name, values in found.items():
-                mean, low, high = mean_interval(values.tolist())
                 metric = f"usable-latent-{name}" if name else "usable-latent"
+                if not values.any():  # the gradients are ignored: nothing was weighed
+                    yield Value(metric, 0.0, layer or None)
+                    continue
+                mean, low, high = mean_interval(values.tolist())
                 yield Value(metric, mean, layer or None, low=low, high=high)
 
     @property

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedleak.attacks import ATTACKS, DLG, GS, IDLG
@@ -119,14 +119,22 @@ class UsableOriginal(Measure):
         )
     )
 
+    @model_validator(mode="after")
+    def _set_here(self) -> Self:
+        for attack in self.attacks:
+            for name in ("restarts", "layers"):
+                if getattr(attack, name) != type(attack).model_fields[name].default:
+                    raise ValueError(f"its attacks take no {name}: that is the measure's own")
+        return self
+
     @property
     def note(self) -> str | None:
         low, high = share_interval(self.restarts // 2, self.restarts)
         if high - low <= 0.5:
             return None
         return (
-            f"usable-original: with {self.restarts} restarts the 95 % interval of a share is up to "
-            f"{high - low:.2f} wide, too wide to tell thresholds apart; 17 restarts make it .50."
+            f"usable-original: with restarts = {self.restarts} the 95 % interval of a share is up "
+            f"to {high - low:.2f} wide, too wide to tell thresholds apart; 17 make it .50."
         )
 
     def unsupported(self, setting: Setting) -> str | None:
@@ -150,8 +158,6 @@ class UsableOriginal(Measure):
         # The shares of one comparison: each attack's and the prior's, of each sample.
         together = len(truth.labels) * (len(self.attacks) + 1)
         priors = self._priors(truth, evidence.seed, together)
-        for tau, prior in priors.items():
-            yield from _rows(f"guessed-{tau:02d}", prior, None)
         sets = self._sets(observation)
         for number, (name, parameters) in enumerate(sets):
             reached = []
@@ -161,9 +167,19 @@ class UsableOriginal(Measure):
                 purpose = f"usable-original/{name}/{index}"
                 seeds = [derive(evidence.seed, purpose, r) for r in range(self.restarts)]
                 reached.append(_outcomes(restricted, observation, truth, seeds))
-            for tau, prior in priors.items():
-                shares = [_Shares.of(each, tau / 100, together) for each in reached]
-                yield from self._values(tau, shares, prior, name)
+            values = [
+                value
+                for tau, prior in priors.items()
+                for value in self._values(
+                    tau, [_Shares.of(each, tau / 100, together) for each in reached], prior, name
+                )
+            ]
+            # What it all comes to is told first.
+            yield from sorted(
+                values, key=lambda v: (not v.metric.startswith(self.kind), v.metric.count("-"))
+            )
+        for tau, prior in priors.items():
+            yield from _rows(f"guessed-{tau:02d}", prior, None)
 
     def _values(
         self, tau: int, shares: Sequence[_Shares], prior: _Shares, layer: str | None

@@ -25,6 +25,7 @@ def advice_report(
     needed: bool,
     at_chance: bool,
     of_texts: bool,
+    notes: Sequence[str],
 ) -> RenderableType:
     """Render advice for `rich.console.Console.print`.
 
@@ -38,6 +39,7 @@ def advice_report(
         needed: Whether they do as it is.
         at_chance: Whether the model has learnt too little to lose accuracy.
         of_texts: Whether leaks are shares of right tokens and not PSNR in dB.
+        notes: What a reader must know beside that.
     """
 
     def leak(value: float | None) -> str:
@@ -91,4 +93,5 @@ def advice_report(
         protections,
         *([chance] if at_chance else []),
         once,
+        *(outside(note) for note in notes),
     )

@@ -117,6 +117,13 @@ class Expectation(Stored):
             said += f" at {where}"
         return f"{seen}: {self.claim} ({said}; {wanted} was expected)."
 
+    @property
+    def undecided(self) -> bool:
+        """Whether something is claimed and its interval has values on both sides."""
+        if not self.claim or self.low is None or self.high is None:
+            return False
+        return self._spans(self.low, self.high)
+
     def _spans(self, low: float, high: float) -> bool:
         """Whether some values of an interval meet the expectation and others do not."""
         least = -math.inf if self.comparison == "<=" else self.value - self.tolerance

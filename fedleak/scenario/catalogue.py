@@ -148,5 +148,5 @@ def _default(info: FieldInfo) -> str | None:
     return "none" if value is None else json.dumps(value, default=_in_words)
 
 
-def _in_words(value: object) -> str:
-    return str(value.kind) if isinstance(value, Component) else str(value)
+def _in_words(value: object) -> object:
+    return {"kind": value.kind} if isinstance(value, Component) else str(value)

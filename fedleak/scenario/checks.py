@@ -65,7 +65,7 @@ def combinations(scenario: Scenario) -> Iterator[tuple[Problem, RestsOn]]:
     alone = Counter(defense.kind for defense in client.defenses if not defense.repeatable)
     for kind, count in alone.items():
         if count > 1:
-            message = f"{kind!r} stands there {count} times; a second one changes nothing"
+            message = f"{kind!r} stands there {count} times; it may only once"
             yield Problem("client.defenses", message), ("client.defenses",)
     masked = [defense.kind for defense in client.defenses if defense.draws_masks]
     for defense in client.defenses:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from clients.defenses import DEFENSES
+from fedleak.attacks import GS
+from fedleak.attacks.optimisation import OptimisationAttack
 from fedleak.auditor import Subject, audit, subject_of_scenario
 from fedleak.auditor.executors import OnStep
 from fedleak.auditor.observe import observe
@@ -34,6 +36,11 @@ _SHARE = 0.5
 _STRENGTHS = (0.1, 1.0, 10.0)
 """Standard deviations of noise, in units of the protected update's root mean square."""
 _PRUNED = 0.9
+_SEARCH = GS(restarts=1, iterations=300)
+_ADDED = (
+    "The scenario's attacks need exact updates, and any noise stops them; `gs`, which bears noise, "
+    "attacked as well."
+)
 _CHANCE = 1.5
 """Up to so many times the accuracy of guessing a model has learnt too little to lose any."""
 
@@ -72,6 +79,7 @@ class Advice:
             in accuracy cannot be seen.
         of_texts: Whether ``leak`` is a share of right tokens.
         study: Directory of the study that tried them.
+        notes: What a reader must know beside that.
     """
 
     metric: str
@@ -84,6 +92,7 @@ class Advice:
     at_chance: bool
     of_texts: bool
     study: Path
+    notes: tuple[str, ...]
 
 
 def advise(
@@ -95,8 +104,9 @@ def advise(
     Jacobian norm is measured. Each protection is a run of the same scenario with a defense
     added: noise on the leaking layers and, to compare, on all; pruning and withholding the
     leaking layers. Where a protection holds entries back, attacks also run with `mask_zeros`,
-    and the better one counts: a defense that a mask beats is none. They are runs of a study
-    inside the run directory and are kept.
+    and the better one counts: a defense that a mask beats is none. Where no attack of the
+    scenario searches for samples, which is what bears noise, `gs` is added. They are runs of a
+    study inside the run directory and are kept.
 
     Args:
         directory: An audited run.
@@ -132,7 +142,8 @@ def advise(
     metric, ranking = _ranking(layout, on_step)
     layers = tuple(layer for layer, v in ranking.items() if v >= _SHARE * max(ranking.values()))
     options = _options(layers, _root_mean_square(layout, subject, layers))
-    study = _try(layout, scenario, options, on_run)
+    added = _searching(scenario, subject)
+    study = _try(layout, scenario, options, added, on_run)
     results = read_study(study)
     leak_metric = "token-accuracy" if subject.vocabulary else "psnr"
     found: dict[str, dict[str, list[float]]] = {name: {} for name in options}
@@ -165,6 +176,15 @@ def advise(
         at_chance=before.accuracy is not None and before.accuracy <= _CHANCE / subject.classes,
         of_texts=leak_metric != "psnr",
         study=study,
+        notes=(*([_ADDED] if added else []), *results.notes),
+    )
+
+
+def _searching(scenario: Scenario, subject: Subject) -> list[dict[str, Any]]:
+    """An attack that bears noise, if the scenario has none and this one can work."""
+    there = any(isinstance(attack, OptimisationAttack) for attack in scenario.audit.attacks)
+    return (
+        [] if there or subject.vocabulary else [_SEARCH.model_dump(mode="json", exclude_none=True)]
     )
 
 
@@ -245,12 +265,14 @@ def _try(
     layout: RunLayout,
     scenario: Scenario,
     options: Mapping[str, Sequence[Mapping[str, Any]]],
+    added: Sequence[Mapping[str, Any]],
     on_run: OnRun | None,
 ) -> Path:
     """The directory of the finished study of all protections."""
     document = scenario.model_dump(mode="json", exclude_none=True, exclude={"expect"})
     there = document["client"].pop("defenses")
     document["audit"]["measures"] = []
+    document["audit"]["attacks"] += added
     # A defense that already acts stays, unless it must not stand there twice.
     defended = {
         name: [*(d for d in there if d["kind"] not in {o["kind"] for o in added}), *added]

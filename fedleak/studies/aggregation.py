@@ -148,7 +148,7 @@ def aggregate(directory: str | Path) -> tuple[Measured, ...]:
     rows = tuple(
         row
         for name, found in own.items()
-        for row in (*found, *_of_the_model(name, own.get(study.beside.get(name, ""), ())))
+        for row in _joined(found, own.get(study.beside.get(name, ""), ()))
     )
     _write_table(layout, study, rows)
     summary = {
@@ -174,11 +174,13 @@ def aggregate(directory: str | Path) -> tuple[Measured, ...]:
     return rows
 
 
-def _of_the_model(cell: str, rows: Iterable[Measured]) -> Iterator[Measured]:
-    """What another cell's global model reached, as a cell's that is joined to it."""
-    for row in rows:
-        if row.metric in MODEL_METRICS and row.round is None:
-            yield replace(row, cell=cell)
+def _joined(found: Sequence[Measured], other: Iterable[Measured]) -> Iterator[Measured]:
+    """The rows of a cell, with what defenses cost in the one that it is joined to: what its
+    global model reached, and what its clients report, in place of what they report here."""
+    there = [row for row in other if row.round is None and not needs_audit(row.metric)]
+    metrics = {row.metric for row in there}
+    yield from (row for row in found if row.round is not None or row.metric not in metrics)
+    yield from (replace(row, cell=each.cell) for each in found[:1] for row in there)
 
 
 def _outcomes(layout: StudyLayout, study: Study, cell: StudyCell) -> list[dict[str, Any]]:

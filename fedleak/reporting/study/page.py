@@ -52,5 +52,6 @@ def write_study_page(directory: Path) -> Path:
         failures=failures(results),
         figures=figures(results),
         most_series=MOST_SERIES,
+        measured={value.attack.split()[0] for value in results.values if value.attack},
     )
     return put_page(results.layout.root, page)

@@ -216,7 +216,11 @@ def answer(results: StudyResults) -> str:
     said = []
     if results.expectations:
         met = sum(expectation.met for expectation in results.expectations)
-        said.append(f"{met} of {len(results.expectations)} expected values were met.")
+        told = f"{met} of {len(results.expectations)} expected values were met"
+        if undecided := sum(expectation.undecided for expectation in results.expectations):
+            verb = "is" if undecided == 1 else "are"
+            told += f"; {text.count(undecided, 'claim')} {verb} undecided"
+        said.append(f"{told}.")
     if results.waiting:
         said.append(f"{text.count(results.waiting, 'expected value')} not measured yet.")
     shown = any(column.metric == "psnr" for column in columns(results))
