@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 
 from fedleak.deployment import certificates
 from fedleak.deployment.certificates import check_certificates, make_certificates
-from fedleak.errors import ResourceError
+from fedleak.errors import ResourceError, ScenarioError
 
 
 @pytest.fixture
@@ -94,6 +94,49 @@ def test_a_renewal_keeps_the_authority_and_the_clients_keys(made):
     assert handshake(made, "superlink") == "TLSv1.3"
 
 
+def test_a_renewal_keeps_the_servers_names(made):
+    make_certificates(made, 2, ["fl.example.org", "192.0.2.7"])
+    make_certificates(made, 2)
+    for name in ("fl.example.org", "192.0.2.7", "superlink", "localhost"):
+        assert handshake(made, name) == "TLSv1.3"
+
+
+@pytest.mark.parametrize("host", ["", "bücher.example"])
+def test_a_name_that_is_none_is_refused_and_nothing_written(tmp_path, host):
+    with pytest.raises(ScenarioError, match="neither a name in ASCII letters nor an address"):
+        make_certificates(tmp_path / "certs", 1, [host])
+    assert not (tmp_path / "certs").exists()
+
+
+def test_long_names_are_taken(tmp_path):
+    name = ".".join(["ec2-long-name"] * 6)
+    make_certificates(tmp_path, 1, [name])
+    assert handshake(tmp_path, name) == "TLSv1.3"
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("ca/ca.key", "is no key"),
+        ("ca/ca.pem", "is no certificate"),
+        ("client-000/auth.key", "is no key"),
+    ],
+)
+def test_a_renewal_names_what_is_damaged(made, file, said):
+    (made / file).write_text("nothing of the kind")
+    with pytest.raises(ResourceError, match=said) as refused:
+        make_certificates(made, 2)
+    assert str(made / file) in str(refused.value)
+
+
+def test_an_authority_without_its_key_is_not_replaced(made):
+    before = (made / "client-000" / "ca.pem").read_bytes()
+    (made / "ca" / "ca.key").unlink()
+    with pytest.raises(ResourceError, match=r"ca\.key is missing: put it back"):
+        make_certificates(made, 2)
+    assert (made / "client-000" / "ca.pem").read_bytes() == before
+
+
 def test_an_expired_certificate_is_named_with_its_remedy(made, monkeypatch):
     check_certificates(made / "server", ("ca.pem", "server.pem", "server.key"))
     until = datetime.now(UTC) + timedelta(days=366)
@@ -108,6 +151,12 @@ def test_an_expired_certificate_is_named_with_its_remedy(made, monkeypatch):
         check_certificates(made / "server", ("ca.pem", "server.pem", "server.key"))
     assert f"{made / 'server' / 'server.pem'} expired on" in str(refused.value)
     assert f"`fedleak deploy certs {made}` renews it" in str(refused.value)
+
+
+def test_a_servers_key_that_is_none_is_named(made):
+    (made / "server" / "server.key").write_text("nothing of the kind")
+    with pytest.raises(ResourceError, match=r"server\.key is no key"):
+        check_certificates(made / "server", ("ca.pem", "server.pem", "server.key"))
 
 
 @pytest.mark.parametrize("spoiled", ["missing", "no certificate"])
@@ -129,3 +178,5 @@ def test_the_parties_files_can_be_given_to_the_containers_user(made):
     for folder in made.iterdir():
         owner = 0 if folder.name == "ca" else 10001
         assert {path.stat().st_uid for path in (folder, *folder.iterdir())} == {owner}
+    make_certificates(made, 2)
+    assert (made / "server" / "server.key").stat().st_uid == 10001, "a renewal gives it nobody else"

@@ -119,6 +119,20 @@ def test_a_missing_certificate_is_named_before_anything_starts(fedleak, tmp_path
     assert "certs/client-000/ca.pem is missing" in result.words
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["supernode", "7", "--clients", "3"], "no partition 7 among 3 clients: 0 to 2"),
+        (["processes", "tiny.toml", "--private", "7"], "no client 7; partition ids go from 0"),
+        (["processes", "tiny.toml", "--port", "99999"], "99999 is not in the range"),
+    ],
+)
+def test_who_cannot_be_is_refused(fedleak, arguments, said):
+    told = fedleak("deploy", *arguments)
+    assert told.code == 2
+    assert said in told.words
+
+
 def test_a_deployment_is_not_run_as_a_simulation(fedleak):
     result = fedleak("run", "tiny.toml", "--set", "federation.engine=deployment")
     assert result.code == 2
