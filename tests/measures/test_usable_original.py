@@ -216,7 +216,7 @@ def test_what_is_refused() -> None:
 
 def test_too_few_restarts_are_told() -> None:
     told = UsableOriginal(restarts=5).note
-    assert told is not None and "with 5 restarts" in told and "0.80" in told
+    assert told is not None and "restarts = 5" in told and "0.80" in told
     assert UsableOriginal(restarts=16).note is not None
     assert UsableOriginal(restarts=17).note is None
 
