@@ -213,12 +213,23 @@ class SampleByPartition(Strategy):
             if reply.has_content():
                 node = reply.metadata.src_node_id
                 member = Member.from_identity(reply.content.config_records[DISCLOSURE])
-                if member.mismatch is None:
-                    self.roster.admit(node, member)
-                else:
-                    self.roster.refused[node] = member.mismatch
-                    log(WARNING, "Refused: %s", member.mismatch)
+                reason = member.mismatch or self._stranger(member)
+                if reason is not None:
+                    self.roster.refused[node] = reason
+                    log(WARNING, "Refused: %s", reason)
+                    continue
+                if member.partition in self.roster.values():
+                    # One that comes back is a new node, and Flower may not miss the old one yet.
+                    name = partition_name(member.partition)
+                    log(WARNING, "A second node says that it is %s: it counts from now on", name)
+                self.roster.admit(node, member)
         self.on_met()
+
+    def _stranger(self, member: Member) -> str | None:
+        if 0 <= member.partition < self.clients:
+            return None
+        last = partition_name(self.clients - 1)
+        return f"{partition_name(member.partition)} is none of {partition_name(0)} to {last}"
 
     def _in_order(self, replies: Iterable[Message]) -> list[Message]:
         # Of a node that died a SuperLink says so itself, in its own name.

@@ -104,7 +104,7 @@ class UpdateNoise(Defense):
         names = [name for name, _ in model.named_parameters()]
         open_ = sorted(set(names) - set(protected(names, self.layers)), key=names.index)
         if open_:
-            return f"{open_[0]!r} and perhaps others are released without noise"
+            return f"{open_[0]!r} and perhaps others are released without its noise"
         if buffers := [name for name, _ in model.named_buffers()]:
             return f"{buffers[0]!r} is computed from the data and released without noise"
         return None

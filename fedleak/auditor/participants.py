@@ -32,11 +32,11 @@ class Participants:
     def notes(self) -> Iterator[str]:
         """What a reader of the results must know."""
         if self.private:
-            whom = f"only {_listed(self.opted_in)}" if self.opted_in else "nobody"
+            whom = f"Only {_listed(self.opted_in)}" if self.opted_in else "No client"
             yield (
-                f"A deployment's server has no truth: {whom} opted in to the audit data set and "
-                f"is scored. Of {_listed(self.private)} there are the attacks' own "
-                "reconstructions and confidence."
+                f"A deployment's server has no truth. {whom} opted in to the audit data set, "
+                f"without which nothing is scored: of {_listed(self.private)} there are the "
+                "attacks' own reconstructions and confidence."
             )
         for reason in self.refused:
             yield f"Refused: {reason}."

@@ -91,7 +91,9 @@ def start_run(
         ) as log:
             assert log.stdout is not None
             for line in log.stdout:
-                on_line(_COLOURS.sub("", line.rstrip()))
+                # Flower unpacks the bundle and calls that installing; nothing is installed.
+                if "Successfully installed" not in line:
+                    on_line(_COLOURS.sub("", line.rstrip()))
         deadline = time.monotonic() + patience
         while True:
             told = _flwr(home, "list", "--run-id", run)

@@ -52,7 +52,7 @@ def test_scored_is_who_opted_in_to_a_data_set_that_is_for_it(
     assert ("no truth" in note) == (len(scored) < 3)
     for number in range(3):
         name = f"client-{number:03d}"
-        assert (name in note.partition("is scored. Of ")[2]) == (name not in scored)
+        assert (name in note.partition("is scored: of ")[2]) == (name not in scored)
 
 
 def test_who_was_refused_is_told(tmp_path):

@@ -124,7 +124,7 @@ def test_the_command_gives_the_simulations_captures_and_a_page(scenario, inline,
     deployed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     (page,) = tmp_path.glob("deployed-*/report/index.html")
-    assert "only client-000, client-001 opted in" in page.read_text()
+    assert "Only client-000, client-001 opted in" in page.read_text()
     run = page.parents[1].name
     image = f"fedleak-auditor:{__version__}"
     holder = docker("create", "--volume", "fedleak_runs:/runs", image)

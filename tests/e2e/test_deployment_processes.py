@@ -206,7 +206,7 @@ def test_the_command_audits_while_it_runs_and_leaves_a_page(scenario, tmp_path):
     assert deployment.returncode == 0, said
     assert "Page:" in said
     page = (directory / "report" / "index.html").read_text()
-    assert "only client-000 opted in" in page
+    assert "Only client-000 opted in" in page
     assert len(list(layout.cells.glob("*.json"))) == 8
     assert {path.name.split(".")[1] for path in directory.glob("audit/originals/*")} == {
         "client-000"

@@ -138,6 +138,15 @@ def test_a_client_with_another_version_is_refused_and_both_versions_are_named(gr
     assert not strategy.roster
 
 
+def test_a_client_that_holds_no_partition_of_the_federation_is_refused(grid):
+    strategy = sampler(clients=2)
+    assert chosen(strategy, grid, 1) == [0, 1]
+    assert list(strategy.roster.refused.values()) == [
+        "client-002 is none of client-000 to client-001"
+    ]
+    assert "client-002" not in strategy.roster.as_record()["clients"]
+
+
 def test_what_a_superlink_says_of_a_dead_node_in_its_own_name_stands_last(grid):
     strategy = sampler(per_round=3)
     messages = list(strategy.configure_train(1, arrays(**START), ConfigRecord(), grid))
