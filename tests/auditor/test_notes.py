@@ -14,6 +14,7 @@ from fedleak.attacks import Analytic
 from fedleak.auditor import subject_of_model
 from fedleak.auditor.notes import read_notes
 from fedleak.captures import RunLayout
+from fedleak.measures import InversionInfluence, JacobianSensitivity
 
 SCENARIO: dict[str, Any] = {
     "data": {"kind": "digits"},
@@ -55,6 +56,15 @@ def audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Audited:
         return read_notes(layout)
 
     return notes
+
+
+def test_what_is_said_of_a_measure_stays_when_another_is_added(tmp_path: Path) -> None:
+    layout = RunLayout(run(load_scenario(SCENARIO), directory=tmp_path / "run"))
+    noted = InversionInfluence(samples=1, exact=False)
+    audit(layout.root, attacks=[], measures=[noted])
+    assert noted.note in read_notes(layout)
+    audit(layout.root, attacks=[], measures=[JacobianSensitivity(samples=1)])
+    assert noted.note in read_notes(layout)
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,7 @@ def test_report_again(fedleak: Fedleak, finished: Path) -> None:
     assert content["run"] == "run"
     assert {cell["client"] for cell in content["cells"]} == {"client-000", "client-001"}
     assert all(cell["psnr_median"] > 60 for cell in content["cells"])
+    assert content["measures"] == [] and content["notes"] == []
 
 
 def test_json_has_null_for_what_is_no_number(

@@ -86,6 +86,18 @@ def test_a_layer_that_matches_nothing_is_refused_before_the_run(refused):
     assert "no dense layer 'act1' is trained; there are: fc1, fc2." in message
 
 
+def test_a_delta_that_guarantees_nothing_is_refused(refused):
+    noise = {"kind": "update-noise", "clip": 1.0, "scale": 1.0}
+    message = refused("client.defenses.0", prepare, defended({**noise, "delta": 0.9}))
+    assert "delta must be below 1 / samples" in message
+    assert prepare(defended({**noise, "distribution": "laplace", "delta": 0.9}))
+
+
+def test_layers_may_be_pruned_each_by_its_own_rate():
+    pruned = {"kind": "gradient-pruning"}
+    assert prepare(defended(pruned | {"layers": ["fc1"]}, pruned | {"layers": ["fc2"]}))
+
+
 def test_withholding_every_layer_is_told():
     (note,) = prepare(defended(WITHHELD)).notes
     assert "every trained layer" in note

@@ -115,7 +115,7 @@ def evidence(
 def measured(measure: UsableLatent, given: Evidence) -> dict[tuple[str, str | None], Any]:
     values = list(measure.measure(given))
     assert {value.metric for value in values} <= set(measure.metrics)
-    assert all(value.low <= value.value <= value.high for value in values)
+    assert all(v.low <= v.value <= v.high for v in values if v.value or not math.isnan(v.low))
     return {(value.metric, value.layer): value for value in values}
 
 
@@ -208,6 +208,9 @@ def test_only_some_entries_are_seen(
     found = measured(measure, evidence(splits, release))
     assert {layer for _, layer in found} == {"a", "b", None}
     assert list(shapes) == [sizes[0], sizes[1], sum(sizes)]
+    # What never changes tells nothing, and an interval of nothing would claim to know that.
+    assert found["usable-latent", "b"].value == 0
+    assert math.isnan(found["usable-latent", "b"].low)
     # The same entries of every batch.
     assert all((fit.gradients == fit.gradients[0]).all() for fit in shapes.values())
 

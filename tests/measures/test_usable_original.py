@@ -214,6 +214,13 @@ def test_what_is_refused() -> None:
     assert many == "the model has 4 layers with parameters, not 5"
 
 
+@pytest.mark.parametrize("theirs", [{"restarts": 7}, {"layers": ["fc1.weight"]}])
+def test_what_the_measure_sets_is_not_for_its_attacks_to_set(theirs: dict[str, Any]) -> None:
+    asked = {"kind": "usable-original", "attacks": [{"kind": "gs", **theirs}]}
+    with pytest.raises(ValidationError, match="that is the measure's own"):
+        TypeAdapter(UsableOriginal).validate_python(asked)
+
+
 def test_too_few_restarts_are_told() -> None:
     told = UsableOriginal(restarts=5).note
     assert told is not None and "restarts = 5" in told and "0.80" in told

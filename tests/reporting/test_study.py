@@ -24,6 +24,7 @@ from fedleak.reporting.drawing import smoothed
 from fedleak.reporting.study import read_study
 from fedleak.reporting.study.figures import figures
 from fedleak.reporting.study.tables import (
+    answer,
     pareto_front,
     plus_minus,
     telling_keys,
@@ -464,12 +465,15 @@ def test_what_was_claimed_names_settings_and_no_directories(build: Build) -> Non
             expected("cell-1", 1.0, 1.0, claim="one leaks"),
             expected("cell-1", 0.0, 0.0, minus="cell-3", claim="both leak"),
             expected("cell-1", 1.0, 1.0, cells=["cell-0", "cell-1"], claim="all leak"),
+            expected("cell-2", 2.0, 1.0, low=0.5, high=2.5, claim="who knows"),
         ],
     )
-    told = verdicts(read_study(place))
+    results = read_study(place)
+    told = verdicts(results)
     assert "(mean psnr is 1 at data.kind = mnist, scaling = 0.7; = 1 was expected)" in told[0]
     assert "at data.kind = mnist, scaling = 0.7 minus data.kind = npz; =" in told[1]
     assert "over 2 cells of data.kind = mnist; =" in told[2]
+    assert "3 of 4 expected values were met; 1 claim is undecided." in answer(results)
 
 
 def test_lowess_of_a_line_is_the_line() -> None:

@@ -44,6 +44,7 @@ class Written:
         accuracy: float | None = None,
         failed: str = "",
         rounds: int = 1,
+        epsilon: float | None = None,
     ) -> None:
         (scenario,) = (c.scenario for c in self.study.cells if c.name == cell)
         layout = RunLayout(self.layout.run(cell, repeat))
@@ -51,6 +52,9 @@ class Written:
         metrics = {} if accuracy is None else {"accuracy": accuracy, "clients/train_loss": 1.0}
         measured = {str(n): {"metrics": {**metrics, "accuracy": n / 10}} for n in range(1, rounds)}
         measured[str(rounds)] = {"metrics": metrics}
+        if epsilon is not None:
+            reported = {"bytes": 8, "metrics": {"update-noise/epsilon": epsilon}}
+            measured[str(rounds)]["clients"] = {"client-000": reported}
         layout.manifest.write_text(json.dumps({"rounds": measured}))
         rows = []
         # The values go round by round: of two rounds the first has every other one.
@@ -333,11 +337,12 @@ def test_a_cell_that_is_joined_is_shown_with_the_others_accuracy(
     scored, other, tested, untold = (cell.name for cell in study.study.cells)
     assert study.study.beside == {scored: untold, other: tested}
     study.run(scored, 0, [10.0])
-    study.run(other, 0, [20.0])
-    study.run(tested, 0, [], accuracy=0.7)
+    study.run(other, 0, [20.0], epsilon=1.0)
+    study.run(tested, 0, [], accuracy=0.7, epsilon=3.0)
     rows = aggregate(study.root)
     assert value(rows, other, "psnr").mean == 20.0
     assert value(rows, other, "accuracy").mean == 0.7
+    assert value(rows, other, "update-noise/epsilon").mean == 3.0, "of the rounds that reached it"
     assert not [row for row in rows if (row.cell, row.metric) == (scored, "accuracy")]
 
 
