@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import sys
 import textwrap
 import warnings
@@ -256,7 +257,10 @@ def run(
             checked = scenario_from(document)
             progress.update(task, description="Federation", total=checked.federation.rounds)
 
+            interrupted = _keep_interrupts()
+
             def on_round(number: int, metrics: dict[str, float]) -> None:
+                interrupted()
                 accuracy = metrics.get("accuracy")
                 note = "" if accuracy is None else f"accuracy {accuracy:.0%}"
                 progress.update(task, completed=number, note=note)
@@ -629,6 +633,27 @@ def _on_study(progress: Progress, task: TaskID) -> Callable[[StudyProgress], Non
         )
 
     return on_run
+
+
+def _keep_interrupts() -> Callable[[], None]:
+    """Ctrl-C may come where Python drops what is raised, in a finaliser for example.
+
+    Returns:
+        What raises it again, if it came.
+    """
+    came = False
+
+    def note(*_: object) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    def again() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    return again
 
 
 def _finish_study(directory: Path, as_json: bool) -> None:

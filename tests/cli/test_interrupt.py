@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from fedleak.captures import CaptureStore
+from fedleak.cli import _keep_interrupts
 
 SLOW = """
 name = "slow"
@@ -49,3 +51,16 @@ def test_ctrl_c_ends_a_run_and_keeps_its_rounds(tmp_path: Path, engine: str) -> 
     assert "`fedleak audit RUN`" in told
     for client in store.clients(store.rounds()[-1]):
         store.load(store.rounds()[-1], client)
+
+
+def test_an_interrupt_that_was_dropped_ends_the_run_after_the_round() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        interrupted = _keep_interrupts()
+        interrupted()
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    finally:
+        signal.signal(signal.SIGINT, before)
