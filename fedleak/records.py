@@ -28,6 +28,7 @@ DISCLOSURE = "fedleak"
 """Name of the ConfigRecord in which a client says who it is and how it trained."""
 
 _FILE_NAME = 100
+"""Characters that a client's name may have in that of a file, with room for the rest of it."""
 
 REFUSED = 100
 """Code of the error with which a client answers that it takes no part in a round."""

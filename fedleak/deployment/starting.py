@@ -94,19 +94,10 @@ def start_run(
                 # Flower unpacks the bundle and calls that installing; nothing is installed.
                 if "Successfully installed" not in line:
                     on_line(_COLOURS.sub("", line.rstrip()))
-        deadline = time.monotonic() + patience
         while True:
-            told = _flwr(home, "list", "--run-id", run)
-            if told["success"]:
-                (listed,) = told["runs"]
-                if str(listed["status"]).startswith("finished"):
-                    return str(listed["status"]), str(listed["status-details"])
-                deadline = time.monotonic() + patience
-            elif time.monotonic() > deadline:
-                raise ResourceError(
-                    f"the SuperLink at {superlink} no longer answers "
-                    f"({told['error-message']}); rounds that it committed are kept"
-                )
+            (listed,) = _listed(superlink, home, patience, run)["runs"]
+            if str(listed["status"]).startswith("finished"):
+                return str(listed["status"]), str(listed["status-details"])
             time.sleep(_POLL_SECONDS)
 
 
@@ -116,7 +107,7 @@ def _operator(superlink: str, certificates: Path | None, patience: float) -> Ite
     with tempfile.TemporaryDirectory(prefix="fedleak-") as place:
         home = Path(place)
         (home / "config.toml").write_text(_connection(superlink, certificates))
-        _wait_for(superlink, home, patience)
+        _listed(superlink, home, patience)
         yield home
 
 
@@ -130,19 +121,24 @@ def _connection(superlink: str, certificates: Path | None) -> str:
     return tomli_w.dumps({"superlink": connections})
 
 
-def _wait_for(superlink: str, home: Path, patience: float) -> None:
+def _listed(superlink: str, home: Path, patience: float, run: str | None = None) -> dict[str, Any]:
+    """The runs of a SuperLink, or one of them, once it answers."""
     deadline = time.monotonic() + patience
     waiting = False
     while True:
-        told = _flwr(home, "list")
+        told = _flwr(home, "list", *(() if run is None else ("--run-id", run)))
         if told["success"]:
-            return
+            return told
         if not waiting:
             waiting = True
             print(f"Waiting for a SuperLink at {superlink} ({patience:.0f} s).", file=sys.stderr)
         if time.monotonic() > deadline:
+            reason = told.get("error-message", "no reason")
+            if run is None:
+                raise ResourceError(f"no SuperLink answers at {superlink}: {reason}")
             raise ResourceError(
-                f"no SuperLink answers at {superlink}: {told.get('error-message', 'no reason')}"
+                f"the SuperLink at {superlink} no longer answers ({reason}); rounds that it "
+                "committed are kept"
             )
         time.sleep(_POLL_SECONDS)
 

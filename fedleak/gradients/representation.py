@@ -133,9 +133,10 @@ class Representation:
         if inputs.dim() != 4:
             return None
         with torch.no_grad():
-            if inputs.shape not in self._seen:
-                self._seen[inputs.shape] = self._windows(inputs)
-            if (found := self._seen[inputs.shape]) is None:
+            shape = inputs.shape[1:]
+            if shape not in self._seen:
+                self._seen[shape] = self._windows(inputs)
+            if (found := self._seen[shape]) is None:
                 return None
             windows, members = found
             parts = torch.cat([inputs[..., t:b, x:y] for t, b, x, y in windows.T.tolist()])

@@ -142,8 +142,8 @@ def advise(
     metric, ranking = _ranking(layout, on_step)
     layers = tuple(layer for layer, v in ranking.items() if v >= _SHARE * max(ranking.values()))
     options = _options(layers, _root_mean_square(layout, subject, layers))
-    added = _searching(scenario, subject)
-    study = _try(layout, scenario, options, added, on_run)
+    searching = _searching(scenario, subject)
+    study = _try(layout, scenario, options, searching, on_run)
     results = read_study(study)
     leak_metric = "token-accuracy" if subject.vocabulary else "psnr"
     found: dict[str, dict[str, list[float]]] = {name: {} for name in options}
@@ -176,16 +176,16 @@ def advise(
         at_chance=before.accuracy is not None and before.accuracy <= _CHANCE / subject.classes,
         of_texts=leak_metric != "psnr",
         study=study,
-        notes=(*([_ADDED] if added else []), *results.notes),
+        notes=(*([_ADDED] if searching else []), *results.notes),
     )
 
 
 def _searching(scenario: Scenario, subject: Subject) -> list[dict[str, Any]]:
     """An attack that bears noise, if the scenario has none and this one can work."""
     there = any(isinstance(attack, OptimisationAttack) for attack in scenario.audit.attacks)
-    return (
-        [] if there or subject.vocabulary else [_SEARCH.model_dump(mode="json", exclude_none=True)]
-    )
+    if there or subject.vocabulary:
+        return []
+    return [_SEARCH.model_dump(mode="json", exclude_none=True)]
 
 
 def _worth(tried: Protected) -> tuple[float, float]:
@@ -265,14 +265,14 @@ def _try(
     layout: RunLayout,
     scenario: Scenario,
     options: Mapping[str, Sequence[Mapping[str, Any]]],
-    added: Sequence[Mapping[str, Any]],
+    searching: Sequence[Mapping[str, Any]],
     on_run: OnRun | None,
 ) -> Path:
     """The directory of the finished study of all protections."""
     document = scenario.model_dump(mode="json", exclude_none=True, exclude={"expect"})
     there = document["client"].pop("defenses")
     document["audit"]["measures"] = []
-    document["audit"]["attacks"] += added
+    document["audit"]["attacks"] += searching
     # A defense that already acts stays, unless it must not stand there twice.
     defended = {
         name: [*(d for d in there if d["kind"] not in {o["kind"] for o in added}), *added]
