@@ -31,13 +31,10 @@ class Part:
     Attributes:
         gradients: ``(n, entries)``.
         has: ``(n,)``, whether the batch has the attribute.
-        crowds: ``(n,)``, which crowd of samples the batch was drawn from; crowds have no
-            sample in common.
     """
 
     gradients: Floats
     has: Truths
-    crowds: npt.NDArray[np.integer[Any]]
 
 
 def information(
@@ -48,8 +45,7 @@ def information(
     Each model is fitted on the first part. On the second its outputs are made
     probabilities (Platt 1999), and of each kind the model with the greatest likelihood
     there is taken, cross-validated, for a calibration to noise looks good where it was
-    made, and on other batches of the same samples too: where there are several crowds, one
-    is left out at a time. So what it was taken for says nothing of the third part, which alone
+    made; so what it was taken for says nothing of the third part, which alone
     is scored: ``log2 f[g](p) - log2 f[0](p)``. To ignore the gradients is a model too (Xu et
     al. 2020, "optional ignorance"): it gives 0.
 
@@ -150,11 +146,10 @@ def _calibrated(
     """
     from sklearn.calibration import CalibratedClassifierCV
     from sklearn.frozen import FrozenEstimator
-    from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+    from sklearn.model_selection import cross_val_predict
 
     given = calibrate.gradients, calibrate.has
-    several = len(np.unique(calibrate.crowds)) > 1
-    folds = LeaveOneGroupOut() if several else min(_FOLDS, *np.bincount(calibrate.has))
+    folds = min(_FOLDS, *np.bincount(calibrate.has))
     # A fitted model gives the same outputs in every fold, so two do inside.
     calibrated = CalibratedClassifierCV(
         FrozenEstimator(model), method="sigmoid", ensemble=False, cv=2
@@ -164,9 +159,7 @@ def _calibrated(
         # Of few batches of one kind, a fold may have none.
         warnings.simplefilter("ignore", UserWarning)
         model.fit(fit.gradients, fit.has)
-        unseen = cross_val_predict(
-            calibrated, *given, groups=calibrate.crowds, cv=folds, method="predict_proba"
-        )
+        unseen = cross_val_predict(calibrated, *given, cv=folds, method="predict_proba")
         calibrated.fit(*given)
 
     def probability(gradients: Floats) -> Floats:

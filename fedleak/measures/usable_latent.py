@@ -25,9 +25,6 @@ _MOST_BYTES = 4 * 2**30
 _SHARES = (0.5, 0.25, 0.25)
 """Of samples and of batches: those to fit on, to calibrate on and to score."""
 
-_CALIBRATED = 1
-"""Which of them is to calibrate on."""
-
 
 class UsableLatent(Measure):
     """Bits that each layer's gradients tell of an attribute, by trained inference models.
@@ -37,8 +34,7 @@ class UsableLatent(Measure):
     of many batches with the attribute and many without; fits models to half of them; and what
     counts is the log-likelihood of others, held out, over that of the prior
     (`fedleak.measures.inference`). Batches to fit on, to calibrate on and to score have no
-    sample in common, and where there are enough, nor have two halves of those to calibrate on.
-    The samples are those of the federation.
+    sample in common. The samples are those of the federation.
 
     A batch without the attribute has no sample that has it. In one with the attribute,
     ``carriers`` samples have it. With ``target`` in place of an attribute it is membership:
@@ -195,17 +191,13 @@ class UsableLatent(Measure):
             rng = stream(evidence.seed, f"usable-latent/batches-{number}")
             # Some of both kinds, whatever the share.
             has = rng.permutation(np.arange(count) < min(max(round(share * count), 2), count - 2))
-            crowds = self._crowds(pool) if number == _CALIBRATED else [pool]
-            # By turns, of either kind.
-            turns = np.where(has, has.cumsum(), (~has).cumsum()) % len(crowds)
             seen: dict[str, list[Floats]] = {}
-            for each, turn in zip(has, turns, strict=True):
-                with_it, without = crowds[turn]
+            for each in has:
                 carriers = self._carriers if each else 0
                 chosen = np.concatenate(
                     [
-                        rng.choice(with_it, carriers, replace=False),
-                        rng.choice(without, self.batch - carriers, replace=False),
+                        rng.choice(pool[0], carriers, replace=False),
+                        rng.choice(pool[1], self.batch - carriers, replace=False),
                     ]
                 )
                 batch = Truth(train.samples(chosen), train.labels[chosen])
@@ -214,20 +206,10 @@ class UsableLatent(Measure):
                     seen.setdefault(layer, []).append(values)
                 done += 1
                 evidence.progress(done, self.batches)
-            layers = {layer: Part(np.stack(rows), has, turns) for layer, rows in seen.items()}
+            layers = {layer: Part(np.stack(rows), has) for layer, rows in seen.items()}
             whole = np.concatenate([layer.gradients for layer in layers.values()], axis=1)
-            parts.append({**layers, "": Part(whole, has, turns)})
+            parts.append({**layers, "": Part(whole, has)})
         return parts
-
-    def _crowds(self, pool: tuple[Indices, Indices]) -> list[tuple[Indices, Indices]]:
-        """Two with no sample in common, where both have enough for a batch; else one."""
-        # The target of a membership is in either.
-        halves = [
-            [side, side] if self.target is not None and len(side) == 1 else np.array_split(side, 2)
-            for side in pool
-        ]
-        enough = len(halves[0][1]) >= self._carriers and len(halves[1][1]) >= self.batch
-        return list(zip(*halves, strict=True)) if enough else [pool]
 
     def _seen(self, update: Mapping[str, Tensor], seed: int) -> dict[str, Floats]:
         """The entries of each layer that are seen, the same of every batch."""
