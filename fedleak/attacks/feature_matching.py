@@ -40,9 +40,12 @@ class FeatureMatching(FirstOrderAttack):
     ICLR 2021, who go on layer by layer). The objective is the cosine distance of these
     gradients plus ``features`` times the relative squared distance of the features.
 
-    Where ReLU and pooling leave the gradients of a few layers too little to fix all
-    pixels, the prior decides about the rest: total variation relative to the distance,
-    with colour weighed more than brightness.
+    What is left are the gates of ReLU and max pooling, which make the update jump: they
+    open gradually at first (`fedleak.attacks.gates`). And where the gradients of a few
+    layers are too little to fix all pixels, the prior decides about the rest: total
+    variation, with colour weighed more than brightness, whose weight comes down as the
+    search goes on. It begins with what is large in an image and ends with what the update
+    says.
     """
 
     kind: Literal["feature-matching"] = "feature-matching"
@@ -54,21 +57,43 @@ class FeatureMatching(FirstOrderAttack):
         description="lr divided by ten after 3/8, 5/8 and 7/8 of the iterations, lowered to "
         "zero along a cosine, or kept",
     )
+    lr: float = Field(
+        0.05,
+        gt=0,
+        le=1e6,
+        description="first step of Adam, in pixel values 0..1; of SGD, what gradients are "
+        "multiplied by",
+    )
+    tv: float = Field(3.0, ge=0, le=10, description="weight of the total variation at the start")
+    tv_decay: float = Field(
+        3e-4,
+        gt=0,
+        le=1,
+        description="what the weight `tv` comes down to, step by step, by the last iteration, in "
+        "parts of the first",
+    )
     relative_tv: float = Field(
-        30.0,
+        10.0,
         ge=0,
         le=1e6,
         description="weight of the total variation in parts of the distance at hand",
     )
-    colour: float = Field(
+    smoothing: float = Field(
         2.0,
+        ge=0,
+        le=100,
+        description="width over which gates of ReLU and max pooling open at the start, in standard "
+        "deviations of what they are given; a thousandth of it at the end; 0 leaves them",
+    )
+    colour: float = Field(
+        3.0,
         ge=0,
         le=100,
         description="weight of colour beside that of brightness in the total variation of images "
         "with three channels; 1 takes each channel by itself",
     )
     features: float = Field(
-        10.0,
+        3.0,
         gt=0,
         le=1e6,
         description="weight of the features' distance beside that of the gradients before them",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,6 +11,7 @@ from pydantic import Field
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
+from fedleak.attacks.gates import SoftGates
 from fedleak.attacks.optimisation import (
     Best,
     Distance,
@@ -20,6 +23,9 @@ from fedleak.attacks.optimisation import (
 from fedleak.gradients import cosine_distance, like
 
 _MOMENTUM = 0.9
+
+_HARD = 1e-3
+"""Of the first temperature of gates, what is left at the end."""
 
 
 class FirstOrderAttack(LabelFirstAttack):
@@ -60,6 +66,20 @@ class FirstOrderAttack(LabelFirstAttack):
         description="weight of colour beside that of brightness in the total variation of images "
         "with three channels; 1 takes each channel by itself",
     )
+    tv_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="what the weight `tv` comes down to, step by step, by the last iteration, in "
+        "parts of the first",
+    )
+    smoothing: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="width over which gates of ReLU and max pooling open at the start, in standard "
+        "deviations of what they are given; a thousandth of it at the end; 0 leaves them",
+    )
     box: bool = Field(True, description="clamp pixels to 0..1 after each iteration")
 
     def _distance(self, search: Search) -> Distance:
@@ -78,7 +98,11 @@ class FirstOrderAttack(LabelFirstAttack):
         decay = self._decay(optimiser)
         best = search.best(inputs)
         for iteration in range(1, self.iterations + 1):
-            objective, gradient, _ = search.evaluate(inputs, search.labels, distance, prior)
+            done = iteration / self.iterations
+            eased = prior and partial(prior, share=self.tv_decay**done)
+            gates = SoftGates(self.smoothing * _HARD**done) if self.smoothing else nullcontext()
+            with gates:
+                objective, gradient, _ = search.evaluate(inputs, search.labels, distance, eased)
             best.update(inputs, objective)
             if not watch(iteration, best):
                 break

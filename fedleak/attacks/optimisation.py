@@ -60,8 +60,13 @@ def total_variation(images: Tensor) -> Tensor:
     return down + across
 
 
-def smoothness(tv: float, relative_tv: float, inputs: Tensor, colour: float = 1.0) -> Prior | None:
-    """Total variation as a prior for ``inputs``; None for flat ones, which have none.
+def smoothness(
+    tv: float, relative_tv: float, inputs: Tensor, colour: float = 1.0
+) -> Callable[..., Tensor] | None:
+    """Total variation as a `Prior` for ``inputs``; None for flat ones, which have none.
+
+    It takes one argument more, by name: the ``share`` of ``tv`` that counts, 1 if not
+    given.
 
     Args:
         tv: Its weight beside the distance.
@@ -76,9 +81,10 @@ def smoothness(tv: float, relative_tv: float, inputs: Tensor, colour: float = 1.
     mixed = colour != 1 and inputs.dim() == 5 and inputs.shape[2] == 3
     axes = _COLOURS.to(inputs) * inputs.new_tensor([[1.0], [colour], [colour]])
 
-    def objective(distance: Tensor, at: Tensor) -> Tensor:
-        variation = total_variation(torch.einsum("kc,...chw->...khw", axes, at) if mixed else at)
-        return distance * (1 + relative_tv * variation) + tv * variation
+    def objective(distance: Tensor, at: Tensor, share: float = 1.0) -> Tensor:
+        seen = torch.einsum("kc,...chw->...khw", axes, at) if mixed else at
+        variation = total_variation(seen)
+        return distance * (1 + relative_tv * variation) + share * tv * variation
 
     return objective
 
