@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -718,8 +719,15 @@ def _print_parameters(entries: Sequence[Entry]) -> None:
         if entry.parameters:
             out.print(Padding(grid, (0, 0, 0, 2)))
         if entry.metrics:
-            out.print(Padding(f"Metrics: {', '.join(entry.metrics)}", (0, 0, 0, 2)))
+            out.print(Padding(f"Metrics: {_shortened(entry.metrics)}", (0, 0, 0, 2)))
         out.print()
+
+
+def _shortened(metrics: Sequence[str]) -> str:
+    """Names that differ in a number alone only once, with ``NN`` for it."""
+    numbers = dict.fromkeys(re.findall(r"\d\d", " ".join(metrics)))
+    names = dict.fromkeys(re.sub(r"\d\d", "NN", metric) for metric in metrics)
+    return ", ".join(names) + (f"; NN is one of {', '.join(numbers)}" if numbers else "")
 
 
 def _print_json(content: Any) -> None:
