@@ -27,7 +27,7 @@ class SoftGates(TorchFunctionMode):
     network's own.
 
     ReLU and two-dimensional max pooling are met as modules and as functions; pooling that
-    is dilated, rounds its size up or returns indices keeps its slopes.
+    returns indices keeps its slopes.
     """
 
     def __init__(self, temperature: float) -> None:
@@ -71,16 +71,27 @@ class SoftGates(TorchFunctionMode):
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> Tensor:
-        if ceil_mode or return_indices or _pair(dilation) != (1, 1):
-            return value
-        height, width = _pair(kernel_size)
         # Without a stride, torch hands on None or an empty sequence.
-        down, across = _pair(stride or kernel_size)
-        above, beside = _pair(padding)
+        strides, dilations = _pair(stride or kernel_size), _pair(dilation)
+        before, sizes = _pair(padding), _pair(kernel_size)
+        # From each window's first entry to its last, and from the first window to the last.
+        reach = [(size - 1) * apart for size, apart in zip(sizes, dilations, strict=True)]
+        span = [(n - 1) * step + 1 for n, step in zip(value.shape[-2:], strides, strict=True)]
+        # What is padded before, and as much after as the last window needs.
+        above, beside = before
+        below, behind = (
+            max(0, there + far - size - at)
+            for there, far, size, at in zip(span, reach, input.shape[-2:], before, strict=True)
+        )
+        padded = functional.pad(input, (beside, behind, above, below), value=-torch.inf)
+        # The n-th entries of all windows are a slice: there are as many as in one window.
+        entries = [
+            padded[..., row : row + span[0] : strides[0], column : column + span[1] : strides[1]]
+            for row in range(0, reach[0] + 1, dilations[0])
+            for column in range(0, reach[1] + 1, dilations[1])
+        ]
         scale = self._width(input)
-        padded = functional.pad(input, (beside, beside, above, above), value=-torch.inf)
-        windows = padded.unfold(-2, height, down).unfold(-2, width, across).flatten(-2)
-        soft = scale * torch.logsumexp(windows / scale[..., None], -1)
+        soft = scale * torch.logsumexp(torch.stack(entries) / scale, 0)
         return soft + (value - soft).detach()
 
     def _width(self, inputs: Tensor) -> Tensor:

@@ -313,9 +313,13 @@ def _given(file: Path, shape: tuple[int, ...]) -> Tensor:
         AttackFailed: The file has none, or none of that shape.
     """
     try:
-        inputs = safetensors.torch.load_file(file)["inputs"]
+        given = safetensors.torch.load_file(file)
+        inputs = given["inputs"]
     except (OSError, KeyError, safetensors.SafetensorError) as error:
         raise AttackFailed(f"{file} has no samples to start from: {error}") from error
+    if "confidence" not in given:
+        # An audit keeps the clients' own samples too, for its pictures.
+        raise AttackFailed(f"{file} is not of a finished cell: attacks never see clients' samples")
     if tuple(inputs.shape) != shape:
         raise AttackFailed(
             f"{file} has samples of shape {tuple(inputs.shape)} to start from; these are {shape}"
@@ -536,7 +540,8 @@ class LabelFirstAttack(OptimisationAttack):
     def unsupported(self, setting: Setting) -> str | None:
         reason = super().unsupported(setting)
         if reason is None and self.labels == "recovered":
-            return labels_unsupported(setting)
+            reason = labels_unsupported(setting)
+            return reason and f'{reason}; it can do without where labels are "known"'
         return reason
 
     def _labels(self, observation: Observation, generator: torch.Generator) -> Tensor:

@@ -54,7 +54,8 @@ def terminal_report(run: Path) -> RenderableType:
     for trouble in failed:
         parts += [Text(), _trouble(trouble)]
     if any(trouble.status == "failed" for trouble in failed):
-        again = "What failed is not tried again unless its files are removed from audit/cells."
+        where = f"grep -l '\"failed\"' {run}/audit/cells/*.json"
+        again = f"What failed is tried again once its files are removed, which this names: {where}"
         parts.append(Text(again, "dim"))
     if results.expectations:
         parts += [Text(), *(outside(said) for said in verdicts(results.expectations))]

@@ -34,18 +34,30 @@ def test_relu_keeps_its_values_and_has_the_slopes_of_softplus(
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [(2, None, 0), (3, 2, 1), ((2, 3), (1, 2), 0)]
+    ("kernel", "stride", "padding", "dilation", "up"),
+    [
+        (2, None, 0, 1, False),
+        (3, 2, 1, 1, False),
+        ((2, 3), (1, 2), 0, 1, False),
+        (3, 2, 1, 1, True),
+        (2, 3, 0, 1, True),
+        (2, 2, 1, (2, 3), False),
+        (2, 2, 1, 2, True),
+    ],
 )
 def test_max_pooling_keeps_its_values_and_shares_its_slope_by_softmax(
-    kernel: int, stride: int | None, padding: int
+    kernel: int, stride: int | None, padding: int, dilation: int, up: bool
 ) -> None:
     inputs = torch.randn(2, 3, 7, 8, dtype=torch.float64)
-    pool = nn.MaxPool2d(kernel, stride, padding)
+    pool = nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=up)
     with SoftGates(0.5):
         value, soft = pool(inputs), slope(pool, inputs)
     torch.testing.assert_close(value, pool(inputs), rtol=0, atol=1e-15)
     assert (soft >= 0).all() and not torch.equal(soft, slope(pool, inputs))
     torch.testing.assert_close(soft.sum(), torch.tensor(float(value.numel())).double())
+    with SoftGates(1e-7):
+        narrow = slope(pool, inputs)
+    torch.testing.assert_close(narrow, slope(pool, inputs), rtol=0, atol=1e-12)
     if stride is None:
         # Of windows that do not overlap, each slope is a softmax.
         width = 0.5 * inputs.flatten(1).std(1).reshape(2, 1, 1, 1, 1)
@@ -63,13 +75,17 @@ def test_narrow_gates_are_the_networks_own() -> None:
     torch.testing.assert_close(soft, slope(network, inputs))
 
 
-def test_a_layer_without_spread_and_pooling_it_leaves_alone() -> None:
-    pool = nn.MaxPool2d(2, dilation=2)
-    inputs = torch.randn(1, 1, 6, 6)
+def test_a_layer_without_spread_has_finite_slopes() -> None:
     with SoftGates(1.0):
         assert slope(functional.relu, torch.zeros(2, 3)).isfinite().all()
-        found = slope(pool, inputs)
-    torch.testing.assert_close(found, slope(pool, inputs))
+        assert slope(nn.MaxPool2d(2), torch.ones(1, 1, 4, 4)).isfinite().all()
+
+
+def test_pooling_with_indices_is_left_alone() -> None:
+    inputs = torch.randn(1, 1, 6, 6)
+    with SoftGates(1.0):
+        value, indices = functional.max_pool2d(inputs, 2, return_indices=True)
+    assert indices.dtype == torch.int64 and torch.equal(value, functional.max_pool2d(inputs, 2))
 
 
 @pytest.mark.parametrize("batching", ["vmap", "loop", "explicit"])

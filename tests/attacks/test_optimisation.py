@@ -499,7 +499,8 @@ def test_samples_to_start_from_can_be_given(
     images, labels = digits
     observation = observe(sigmoid_net, images[:1], labels[:1])
     file = tmp_path / "cell.safetensors"
-    safetensors.torch.save_file({"inputs": images[:1].clone()}, file)
+    found = {"inputs": images[:1].clone(), "confidence": torch.zeros(1)}
+    safetensors.torch.save_file(found, file)
     attack = GS(restarts=50, initialisation=file)
     start = attack._prepare(observation, seed=0).start
     assert torch.equal(start[0], images[:1])
@@ -510,3 +511,6 @@ def test_samples_to_start_from_can_be_given(
     assert "unifrom' is neither uniform" in (wrong.unsupported(Setting(*told)) or "")
     with pytest.raises(AttackFailed, match=r"samples of shape \(1, 1, 8, 8\).*\(2, 1, 8, 8\)"):
         attack.reconstruct(observe(sigmoid_net, images[:2], labels[:2]), seed=0)
+    safetensors.torch.save_file({"inputs": images[:1].clone(), "labels": labels[:1]}, file)
+    with pytest.raises(AttackFailed, match="attacks never see clients' samples"):
+        attack.reconstruct(observation, seed=0)
