@@ -37,6 +37,9 @@ _LIMITS = {
     "less_than_equal": ("le", "at most"),
 }
 
+_LONG = 1e16
+"""From here on, numbers are read more easily with an exponent."""
+
 
 def problems_of(error: ValidationError, schema: type[BaseModel], raw: Any) -> list[Problem]:
     """Translate every error of a failed validation.
@@ -125,7 +128,7 @@ def _shown(value: Any) -> str:
     """A value as a scenario would spell it."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < _LONG:
         return str(int(value))
     return repr(value)
 

@@ -184,6 +184,7 @@ def test_missing_tables_and_kinds() -> None:
         ),
         ({"federation": {"rounds": True}}, "federation.rounds", "a whole number, not true"),
         ({"federation": {"rounds": 10**9}}, "federation.rounds", "at most 10000"),
+        ({"client": {"lr": 1e30}}, "client.lr", "not 1e+30"),
         ({"data": {"kind": 3}}, "data.kind", "'3' is not one of"),
         (
             {"model": {"kind": "a:B", "parametrs": {"x": 1}}},
