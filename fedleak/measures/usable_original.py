@@ -134,7 +134,8 @@ class UsableOriginal(Measure):
             return None
         return (
             f"usable-original: with restarts = {self.restarts} the 95 % interval of a share is up "
-            f"to {high - low:.2f} wide, too wide to tell thresholds apart; 17 make it .50."
+            f"to {high - low:.2f} wide, too wide to tell thresholds apart (17 restarts make it "
+            f"0.50), and there are at most {math.log2(2 * self.restarts):.3g} bits."
         )
 
     def unsupported(self, setting: Setting) -> str | None:

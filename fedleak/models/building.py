@@ -132,6 +132,8 @@ def check_model(
             module.training = mode
         for hook in hooks:
             hook.remove()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ScenarioError(Problem("model", "has no parameter that is trained"))
     given = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if given != (2, classes):
         message = (

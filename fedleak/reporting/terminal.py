@@ -122,7 +122,10 @@ def _measured(results: Results) -> list[RenderableType]:
         most = headline.most
         table.add_row(
             outside(f"{most.metric} {most.settings}".strip()),
-            outside(f"{most.layer or 'the update'}, round {most.round}"),
+            # Nothing above zero is in no layer more than in another.
+            outside(f"{most.layer or 'the update'}, round {most.round}")
+            if most.value > 0
+            else "nowhere",
             text.plain(most.value),
             text.interval(most.low, most.high),
         )

@@ -206,3 +206,9 @@ def test_check_leaves_the_model_as_it_was(refused: Callable[..., str]) -> None:
     assert not network.frozen.training
     assert not any(module._forward_pre_hooks for module in network.modules())
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_a_model_with_nothing_to_train_is_refused(refused: Callable[..., str]) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))
+    message = refused("model", check_model, network, GREY, 10)
+    assert "no parameter that is trained" in message
