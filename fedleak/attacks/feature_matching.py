@@ -11,7 +11,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedleak.attacks.first_order import FirstOrderAttack
+from fedleak.attacks.first_order import (
+    Colour,
+    Decay,
+    FirstOrderAttack,
+    Rate,
+    RelativeWeight,
+    Schedule,
+    Smoothing,
+)
 from fedleak.attacks.labels import known_labels, labels_unsupported, recover_labels
 from fedleak.attacks.optimisation import Best, Distance, Search
 from fedleak.attacks.structure import dense_chain, probe, samples_like
@@ -52,46 +60,13 @@ class FeatureMatching(FirstOrderAttack):
     iterations: int = Field(
         800, ge=1, le=1_000_000, description="evaluations of the update map per restart"
     )
-    schedule: Literal["step", "cosine", "constant"] = Field(
-        "cosine",
-        description="lr divided by ten after 3/8, 5/8 and 7/8 of the iterations, lowered to "
-        "zero along a cosine, or kept",
-    )
-    lr: float = Field(
-        0.05,
-        gt=0,
-        le=1e6,
-        description="first step of Adam, in pixel values 0..1; of SGD, what gradients are "
-        "multiplied by",
-    )
+    schedule: Schedule = "cosine"
+    lr: Rate = 0.05
     tv: float = Field(3.0, ge=0, le=10, description="weight of the total variation at the start")
-    tv_decay: float = Field(
-        3e-4,
-        gt=0,
-        le=1,
-        description="what the weight `tv` comes down to, step by step, by the last iteration, in "
-        "parts of the first",
-    )
-    relative_tv: float = Field(
-        10.0,
-        ge=0,
-        le=1e6,
-        description="weight of the total variation in parts of the distance at hand",
-    )
-    smoothing: float = Field(
-        2.0,
-        ge=0,
-        le=100,
-        description="width over which gates of ReLU and max pooling open at the start, in standard "
-        "deviations of what they are given; a thousandth of it at the end; 0 leaves them",
-    )
-    colour: float = Field(
-        3.0,
-        ge=0,
-        le=100,
-        description="weight of colour beside that of brightness in the total variation of images "
-        "with three channels; 1 takes each channel by itself",
-    )
+    tv_decay: Decay = 3e-4
+    relative_tv: RelativeWeight = 10.0
+    smoothing: Smoothing = 2.0
+    colour: Colour = 3.0
     features: float = Field(
         3.0,
         gt=0,

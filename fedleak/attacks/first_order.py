@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -28,6 +28,60 @@ _HARD = 1e-3
 """Of the first temperature of gates, what is left at the end."""
 
 
+# Fields whose defaults differ from attack to attack.
+Rate = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=1e6,
+        description="first step of Adam, in pixel values 0..1; of SGD, what gradients are "
+        "multiplied by",
+    ),
+]
+Schedule = Annotated[
+    Literal["step", "cosine", "constant"],
+    Field(
+        description="lr divided by ten after 3/8, 5/8 and 7/8 of the iterations, lowered to "
+        "zero along a cosine, or kept"
+    ),
+]
+RelativeWeight = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1e6,
+        description="weight of the total variation in parts of the distance at hand",
+    ),
+]
+Decay = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=1,
+        description="what the weight `tv` comes down to, step by step, by the last iteration, in "
+        "parts of the first",
+    ),
+]
+Colour = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=100,
+        description="weight of colour beside that of brightness in the total variation of images "
+        "with three channels; 1 takes each channel by itself",
+    ),
+]
+Smoothing = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=100,
+        description="width over which gates of ReLU and max pooling open at the start, in standard "
+        "deviations of what they are given; a thousandth of it at the end; 0 leaves them",
+    ),
+]
+
+
 class FirstOrderAttack(LabelFirstAttack):
     """Cosine distance plus total variation, by Adam or SGD, all restarts at once.
 
@@ -40,46 +94,13 @@ class FirstOrderAttack(LabelFirstAttack):
         "signed-adam",
         description="Adam on the gradient's sign, Adam on the gradient, or SGD with momentum 0.9",
     )
-    lr: float = Field(
-        0.1,
-        gt=0,
-        le=1e6,
-        description="first step of Adam, in pixel values 0..1; of SGD, what gradients are "
-        "multiplied by",
-    )
-    schedule: Literal["step", "cosine", "constant"] = Field(
-        "step",
-        description="lr divided by ten after 3/8, 5/8 and 7/8 of the iterations, lowered to "
-        "zero along a cosine, or kept",
-    )
+    lr: Rate = 0.1
+    schedule: Schedule = "step"
     tv: float = Field(0.0, ge=0, le=10, description="weight of the total variation")
-    relative_tv: float = Field(
-        0.0,
-        ge=0,
-        le=1e6,
-        description="weight of the total variation in parts of the distance at hand",
-    )
-    colour: float = Field(
-        1.0,
-        ge=0,
-        le=100,
-        description="weight of colour beside that of brightness in the total variation of images "
-        "with three channels; 1 takes each channel by itself",
-    )
-    tv_decay: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="what the weight `tv` comes down to, step by step, by the last iteration, in "
-        "parts of the first",
-    )
-    smoothing: float = Field(
-        0.0,
-        ge=0,
-        le=100,
-        description="width over which gates of ReLU and max pooling open at the start, in standard "
-        "deviations of what they are given; a thousandth of it at the end; 0 leaves them",
-    )
+    relative_tv: RelativeWeight = 0.0
+    colour: Colour = 1.0
+    tv_decay: Decay = 1.0
+    smoothing: Smoothing = 0.0
     box: bool = Field(True, description="clamp pixels to 0..1 after each iteration")
 
     def _distance(self, search: Search) -> Distance:

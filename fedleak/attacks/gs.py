@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
-from fedleak.attacks.first_order import FirstOrderAttack
+from fedleak.attacks.first_order import FirstOrderAttack, RelativeWeight
 
 
 class GS(FirstOrderAttack):
@@ -24,9 +22,4 @@ class GS(FirstOrderAttack):
     """
 
     kind: Literal["gs"] = "gs"
-    relative_tv: float = Field(
-        30.0,
-        ge=0,
-        le=1e6,
-        description="weight of the total variation in parts of the distance at hand",
-    )
+    relative_tv: RelativeWeight = 30.0

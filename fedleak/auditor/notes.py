@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from fedleak.attacks import Analytic, Attack
+from fedleak.attacks import Analytic
 from fedleak.attacks.analytic import agreed_values
 from fedleak.attacks.embedding import behind_embedding
 from fedleak.auditor.cells import Cell, finished
@@ -43,7 +43,7 @@ def write_notes(
     """
     cells = list(cells)
     trained = has_dropout(subject.model) and any(
-        isinstance(cell.task, Attack) and _in_training_mode(store, subject, cell) for cell in cells
+        _in_training_mode(store, subject, cell) for cell in cells
     )
     notes = [DROPOUT_NOTE] if trained else []
     # What is below the mean becomes negative.

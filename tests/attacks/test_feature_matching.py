@@ -62,7 +62,7 @@ def test_it_comes_closer_than_gs_behind_relu(
     assert torch.stack(gained).min() > 0.5 and torch.stack(gained).mean() > 5
 
 
-def test_soft_gates_and_a_falling_prior_find_more(
+def test_soft_gates_find_more(
     observe: Observe, digits: tuple[Tensor, Tensor], psnr: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
     images, labels = digits
@@ -76,7 +76,6 @@ def test_soft_gates_and_a_falling_prior_find_more(
 
     reached = mean(attack)
     assert reached > mean(attack.model_copy(update={"smoothing": 0.0})) + 1
-    assert reached > mean(attack.model_copy(update={"tv": 0.0})) + 1
 
 
 def test_clients_are_attacked_together_as_alone(

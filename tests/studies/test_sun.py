@@ -59,7 +59,7 @@ def test_logistic_regression_learns_under_soteria(tmp_path: Path) -> None:
 def test_accuracy_stands_beside_what_attacks_find_and_a_mask_undoes_soteria(tmp_path: Path) -> None:
     few = f'"client.defenses"=[[], {SOTERIA}]'
     attacks = ", ".join(
-        f'{{kind="gs", restarts=1, iterations=250, mask_zeros={mask}}}'
+        f'{{kind="gs", restarts=1, iterations=150, mask_zeros={mask}}}'
         for mask in ("false", "true")
     )
     alone = '"federation.clients_per_round"=[1], "client.batch_size"=[1], "client.local_steps"=[1]'
@@ -83,7 +83,7 @@ def test_accuracy_stands_beside_what_attacks_find_and_a_mask_undoes_soteria(tmp_
     accuracy = {value.cell: value.mean for value in results.overall if value.metric == "accuracy"}
     assert accuracy[plain] == accuracy[tested] == trade.points[plain][1]
     found = {attack: value.mean for attack, value in trade.found[defended].items()}
-    assert found["gs mask_zeros=true"] < found["gs"] / 10, found
+    assert found["gs mask_zeros=true"] < 0.1 < found["gs"], found
     assert trade.points[defended][0] == found["gs mask_zeros=true"]
 
 
